@@ -1,0 +1,309 @@
+"""The callback: round reports become metrics, a table and figures. It has no effect on training."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.imports import RequirementCache
+from typing_extensions import override
+
+from lightning_lbgm._lightning import ClientProgress
+from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
+from lightning_lbgm.ledger import Ledger, RoundReport
+
+if TYPE_CHECKING:
+    from lightning_lbgm.strategy import LBGMFederated
+
+__all__ = ["LBGMCallback"]
+
+_MATPLOTLIB = RequirementCache("matplotlib")
+_PROGRESS_SECONDS = 0.2
+_TABLE_SECONDS = 60.0
+_IN_PROGRESS_BAR = ("comm/savings", "lbgm/recycled_fraction")
+_PLAIN_NAMES = ("val/acc", "val_acc", "val/accuracy", "val_accuracy", "val/loss", "val_loss")
+
+
+class LBGMCallback(Callback):
+    """Log what a federation sends, and draw it. :class:`LBGMFederated` adds one where you pass none.
+
+    Every round, in every logger with the round as the step, and in ``trainer.callback_metrics`` (so that
+    ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them): the ``comm/``, ``lbgm/`` and ``fl/`` metrics that
+    docs/metrics.md lists. Savings and recycled fraction stand in the progress bar, and in a long round the number of
+    clients done.
+
+    With an ``MLFlowLogger``: the resolved settings as params ``federated/...``, the table
+    ``federated/clients.json`` with one row for each client and round, and at the end the figures
+    ``figures/metric_vs_uplink.png`` and ``figures/lbp_error.png``. With another logger, or none, the table
+    (``clients.csv``) and the figures go to the run's folder, ``trainer.log_dir``.
+
+    Args:
+        monitor: Metric of the figure against uplink bytes. None: that of ``ModelCheckpoint`` or ``EarlyStopping``, else
+            the validation accuracy or loss, where one is logged.
+        client_table: Whether to write the table.
+        figures: Whether to draw the figures.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_lbgm import LBGMCallback, LBGMFederated
+        >>> trainer = Trainer(
+        ...     strategy=LBGMFederated(), callbacks=[LBGMCallback(monitor="val/acc")], accelerator="cpu", logger=False
+        ... )
+    """
+
+    def __init__(self, monitor: str | None = None, client_table: bool = True, figures: bool = True) -> None:
+        self.monitor = monitor
+        self.client_table = client_table
+        self.figures = figures
+        self._metric: str | None = None
+        self._curve: list[tuple[float, float]] = []  # (uplink bytes so far, metric)
+        self._tests: list[tuple[int, int, float]] = []  # (round, client, LBP error)
+        self._rows: list[dict[str, Any]] = []
+        self._rows_written_at = 0.0
+        self._progress: ClientProgress | None = None
+        self._progress_at = 0.0
+
+    # Hooks
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        from lightning_lbgm.strategy import LBGMFederated
+
+        if not isinstance(trainer.strategy, LBGMFederated):
+            raise MisconfigurationException(
+                "`LBGMCallback` reports on a federation, but the Trainer's strategy is"
+                f" {type(trainer.strategy).__name__}. Use `Trainer(strategy=LBGMFederated(...))`, or drop the callback."
+            )
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._curve, self._tests = [], []
+        self._rows, self._rows_written_at = [], time.monotonic()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._progress is None:  # the first round of a fit
+            self._progress = ClientProgress(trainer)
+            self._log_settings(trainer)
+        self._progress_at = time.monotonic()
+
+    def on_client_end(self, trainer: pl.Trainer, done: int, total: int) -> None:
+        """Show the clients done in the progress bar; the strategy calls it after each client."""
+        now = time.monotonic()
+        if self._progress is not None and now - self._progress_at >= _PROGRESS_SECONDS and self._progress.is_shown:
+            self._progress.show(done, total)
+            self._progress_at = now
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        strategy = _strategy(trainer)
+        report = strategy.last_report
+        assert report is not None
+        if self._progress is not None and self._progress.is_shown:
+            self._progress.restore()
+        metrics = round_metrics(report, strategy.ledger)
+        if not trainer.barebones:
+            for name, value in metrics.items():
+                exact = torch.tensor(value, dtype=torch.float64)  # float32 would round the byte counts
+                pl_module.log(name, exact, logger=False, prog_bar=name in _IN_PROGRESS_BAR, batch_size=1)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=report.round_index)
+        self._tests.extend(
+            (report.round_index, client.client_id, client.lbp_error) for client in report.clients if client.decision
+        )
+        if self.client_table and self._writes(trainer):
+            self._rows.extend(_client_rows(report))
+            if time.monotonic() - self._rows_written_at > _TABLE_SECONDS:
+                self._write_table(trainer)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._add_point(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._add_point(trainer)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._progress is not None:
+            self._finish(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        rounds, clients, errors = zip(*self._tests) if self._tests else ((), (), ())
+        return {
+            "metric": self._metric,
+            "curve": torch.tensor(self._curve, dtype=torch.float64),
+            "rounds": torch.tensor(rounds, dtype=torch.int32),
+            "clients": torch.tensor(clients, dtype=torch.int32),
+            "errors": torch.tensor(errors, dtype=torch.float32),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._metric = state_dict["metric"]
+        self._curve = [(x, y) for x, y in state_dict["curve"].tolist()]
+        columns = (state_dict[name].tolist() for name in ("rounds", "clients", "errors"))
+        self._tests = list(zip(*columns))
+
+    # Outputs
+
+    def _log_settings(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            try:
+                logger.log_hyperparams({"federated": _strategy(trainer).settings()})
+            except Exception as error:
+                # MLflow refuses to change a param: here, a run that is resumed with other settings.
+                if not isinstance(logger, MLFlowLogger):
+                    raise
+                rank_zero_warn(f"The federated settings were not logged to MLflow: {error}")
+
+    def _add_point(self, trainer: pl.Trainer) -> None:
+        metrics = trainer.callback_metrics
+        if self._metric is None:
+            self._metric = next((name for name in self._candidates(trainer) if name in metrics), None)
+        if self._metric is None or self._metric not in metrics:
+            return
+        point = (_strategy(trainer).ledger.uplink_bits / 8, float(metrics[self._metric]))
+        if self._curve and self._curve[-1][0] == point[0]:  # validation and epoch end of the same round
+            self._curve.pop()
+        self._curve.append(point)
+
+    def _candidates(self, trainer: pl.Trainer) -> Iterator[str]:
+        """Names of the metric to draw, best first."""
+        if self.monitor is not None:
+            yield self.monitor
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor:
+                yield callback.monitor
+        yield from _PLAIN_NAMES
+        names = [name for name in trainer.callback_metrics if not name.startswith(("comm/", "lbgm/", "fl/"))]
+        for words in (("val", "acc"), ("acc",), ("val", "loss"), ("loss",)):
+            yield from (name for name in names if all(word in name.lower() for word in words))
+
+    def _finish(self, trainer: pl.Trainer) -> None:
+        if self._writes(trainer):
+            self._write_table(trainer)
+            if self.figures and _MATPLOTLIB:
+                self._write_figures(trainer)
+            elif self.figures:
+                rank_zero_warn(f"No figures are drawn: {_MATPLOTLIB}")
+        self._progress = None
+
+    @staticmethod
+    def _writes(trainer: pl.Trainer) -> bool:
+        return trainer.is_global_zero and not trainer.fast_dev_run and not trainer.barebones  # type: ignore[attr-defined]
+
+    def _write_figures(self, trainer: pl.Trainer) -> None:
+        figures = {}
+        if self._curve and self._metric is not None:
+            figures["metric_vs_uplink.png"] = draw_metric_against_uplink({"run": self._curve}, self._metric)
+        if self._tests:
+            rounds, clients, errors = zip(*self._tests)
+            threshold = _threshold(_strategy(trainer))
+            figures["lbp_error.png"] = draw_lbp_errors(rounds, clients, errors, threshold)
+        for name, figure in figures.items():
+            for logger in _mlflow_loggers(trainer):
+                logger.experiment.log_figure(logger.run_id, figure, f"figures/{name}")
+            folder = _run_folder(trainer)
+            if folder is not None:
+                (folder / "figures").mkdir(parents=True, exist_ok=True)
+                figure.savefig(folder / "figures" / name)
+
+    def _write_table(self, trainer: pl.Trainer) -> None:
+        rows, self._rows = self._rows, []
+        self._rows_written_at = time.monotonic()
+        if not rows:
+            return
+        for logger in _mlflow_loggers(trainer):
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            logger.experiment.log_table(logger.run_id, columns, "federated/clients.json")
+        folder = _run_folder(trainer)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "clients.csv"
+            # A run that starts afresh replaces what an earlier one left in the same folder.
+            fresh = not path.exists() or rows[0]["round"] == 0
+            with path.open("w" if fresh else "a", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                if fresh:
+                    writer.writeheader()
+                writer.writerows(rows)
+
+
+def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
+    """Return the metrics of a round, the ledger including it; docs/metrics.md says what each means."""
+    return {
+        "comm/uplink_bytes": report.uplink_bits / 8,
+        "comm/uplink_bytes_total": ledger.uplink_bits / 8,
+        "comm/uplink_floats_total": ledger.uplink_floats,
+        "comm/downlink_bytes_total": ledger.downlink_bits / 8,
+        "comm/savings": ledger.savings,
+        "lbgm/recycled_fraction": report.recycled_fraction,
+        "lbgm/lbp_error_mean": report.lbp_error_mean,
+        "fl/cohort_size": float(len(report.clients)),
+        "fl/update_norm": report.update_norm,
+        "fl/rejected_clients": float(report.num_rejected),
+    }
+
+
+def _client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
+    for client in report.clients:
+        coefficients = [c for c in client.decision.coefficients if c == c] if client.decision else []
+        yield {
+            "round": report.round_index,
+            "client": client.client_id,
+            "decision": client.outcome,
+            "lbp_error": client.lbp_error,
+            "lbc": sum(coefficients) / len(coefficients) if coefficients else float("nan"),
+            "uplink_bytes": client.uplink_bits / 8,
+            "update_norm": client.update_norm,
+            "loss": client.loss,
+            "num_examples": client.num_examples,
+            "local_steps": client.local_steps,
+        }
+
+
+def _strategy(trainer: pl.Trainer) -> LBGMFederated:
+    return trainer.strategy  # type: ignore[return-value]
+
+
+def _threshold(strategy: LBGMFederated) -> float | None:
+    stage: Any = strategy.uplink
+    while hasattr(stage, "stages") or hasattr(stage, "stage"):
+        stage = stage.stages[-1] if hasattr(stage, "stages") else stage.stage
+    return getattr(stage, "threshold", None)
+
+
+def _mlflow_loggers(trainer: pl.Trainer) -> list[MLFlowLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)]
+
+
+def _run_folder(trainer: pl.Trainer) -> Path | None:
+    """Return where files of the run go that MLflow does not take; None where it takes all."""
+    if trainer.loggers and all(isinstance(logger, MLFlowLogger) for logger in trainer.loggers):
+        return None
+    others = [logger for logger in trainer.loggers if not isinstance(logger, MLFlowLogger)]
+    folder = (others[0].log_dir or others[0].save_dir) if others else None
+    return Path(folder or trainer.default_root_dir)

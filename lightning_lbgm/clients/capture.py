@@ -1,0 +1,116 @@
+"""Values logged in a training step, reduced over the cohort and handed on once a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = ["LogCapture"]
+
+
+@dataclass
+class _Entry:
+    """One logged name within one client, or over the cohort."""
+
+    options: dict[str, Any]
+    reduction: str
+    total: Tensor | None = None
+    weight: float = 0.0
+    last: Any = None  # what cannot be averaged: a torchmetrics.Metric, which keeps its own state
+
+    def add(self, total: Tensor, weight: float) -> None:
+        self.weight += weight
+        if self.total is None:
+            self.total = total
+        elif self.reduction in ("max", "min"):
+            self.total = torch.maximum(self.total, total) if self.reduction == "max" else torch.minimum(self.total, total)
+        else:
+            self.total = self.total + total
+
+    def value(self) -> Any:
+        reduced = self.total
+        if reduced is not None and self.reduction == "mean" and self.weight:
+            reduced = reduced / self.weight
+        if isinstance(self.last, Metric):
+            if reduced is not None:
+                self.last._forward_cache = reduced  # what Lightning logs as the metric's value of this step
+            return self.last
+        return self.last if reduced is None else reduced
+
+
+@dataclass
+class LogCapture:
+    """Stand in for ``self.log`` while clients train.
+
+    Each name becomes one value a round: by default the mean over all local steps of the cohort, weighted by batch
+    size; the sum, minimum or maximum where ``reduce_fx`` says so. What a client logged counts once :meth:`accept`
+    is called, so that a client that is left out leaves no trace.
+
+    Attributes:
+        batch_size: Examples in the local batch at hand, the weight of what is logged now.
+    """
+
+    batch_size: int = 1
+    _client: dict[str, _Entry] = field(default_factory=dict)
+    _round: dict[str, _Entry] = field(default_factory=dict)
+
+    def record(self, name: str, value: Any, **options: Any) -> None:
+        """Take one value: a number, a tensor with one element or a ``torchmetrics.Metric``.
+
+        Args:
+            name: The key.
+            value: The value.
+            **options: The other arguments of ``LightningModule.log``, kept for :meth:`flush`. ``batch_size``, where
+                given, is the weight.
+        """
+        entry = self._client.get(name)
+        if entry is None:
+            entry = self._client[name] = _Entry(options, _reduction_name(options.get("reduce_fx", "mean")))
+        weight = options.get("batch_size") or self.batch_size
+        if isinstance(value, Metric):
+            entry.last = value
+            value = value._forward_cache
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.detach().reshape(())
+            value = value if value.dtype in (torch.float32, torch.float64) else value.float()
+        elif isinstance(value, (int, float)):
+            value = torch.tensor(float(value))
+        else:
+            entry.last = value if entry.last is None else entry.last
+            return
+        entry.add(value * weight if entry.reduction == "mean" else value.clone(), weight)
+
+    def accept(self) -> None:
+        """Count what the client logged."""
+        for name, entry in self._client.items():
+            known = self._round.setdefault(name, _Entry(entry.options, entry.reduction))
+            known.last = entry.last
+            if entry.total is not None:
+                known.add(entry.total, entry.weight)
+        self._client = {}
+
+    def reject(self) -> None:
+        """Forget what the client logged."""
+        self._client = {}
+
+    def flush(self, log: Callable[..., None], **overrides: Any) -> None:
+        """Log every value of the round through ``log`` and start afresh.
+
+        Args:
+            log: Called as ``log(name, value, **options)``, with ``batch_size`` the weight of the whole round.
+            **overrides: Options that replace the recorded ones.
+        """
+        entries, self._round, self._client = self._round, {}, {}
+        for name, entry in entries.items():
+            options = {**entry.options, **overrides, "batch_size": max(1, round(entry.weight))}
+            log(name, entry.value(), **options)
+
+
+def _reduction_name(reduce_fx: Any) -> str:
+    name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
+    return "mean" if name.lower() == "avg" else name.lower()

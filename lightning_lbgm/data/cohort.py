@@ -1,0 +1,46 @@
+"""Which clients take part in a round."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_lbgm.rng import generator
+
+__all__ = ["resolve_cohort_size", "sample_cohort"]
+
+
+def resolve_cohort_size(num_clients: int, clients_per_round: int | float | None) -> int:
+    """Turn ``clients_per_round`` into a count: None is all, an int a count, a float in (0, 1] a share (at least one).
+
+    Raises:
+        ValueError: If it is outside its range, or not a number.
+
+    Example:
+        >>> resolve_cohort_size(50, None), resolve_cohort_size(50, 5), resolve_cohort_size(50, 0.3)
+        (50, 5, 15)
+    """
+    if clients_per_round is None:
+        return num_clients
+    if isinstance(clients_per_round, bool) or not isinstance(clients_per_round, (int, float)):
+        raise ValueError(f"`clients_per_round` must be an int, a float or None; got {clients_per_round!r}.")
+    if isinstance(clients_per_round, int):
+        if not 1 <= clients_per_round <= num_clients:
+            raise ValueError(
+                f"`clients_per_round={clients_per_round}` must be between 1 and `num_clients={num_clients}`, or a float"
+                " in (0, 1] for a share of the clients, or None for all."
+            )
+        return clients_per_round
+    if not 0 < clients_per_round <= 1:
+        raise ValueError(
+            f"`clients_per_round={clients_per_round}` must be in (0, 1] as a float, a share of the clients. For a"
+            " count, pass an int."
+        )
+    return max(1, round(clients_per_round * num_clients))
+
+
+def sample_cohort(num_clients: int, cohort_size: int, seed: int, round_index: int) -> tuple[int, ...]:
+    """Draw the cohort of a round without replacement, in increasing order: a pure function of its arguments."""
+    if cohort_size == num_clients:
+        return tuple(range(num_clients))
+    order = torch.randperm(num_clients, generator=generator(seed, "cohort", round_index))
+    return tuple(sorted(order[:cohort_size].tolist()))

@@ -1,0 +1,77 @@
+"""The loader that Lightning iterates: one item is one communication round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from lightning_lbgm.data.cohort import sample_cohort
+from lightning_lbgm.data.feed import ClientFeed, LocalBatch
+
+__all__ = ["Round", "RoundLoader"]
+
+
+class Round:
+    """One communication round: the cohort, and a lazy stream of each client's local batches.
+
+    It stands where Lightning expects a training batch, so hooks such as ``on_train_batch_end(outputs, batch, ...)``
+    receive it.
+
+    Attributes:
+        index: The round, from 0.
+        cohort: Clients that take part, in increasing order.
+        num_examples: n_k of each of them.
+        num_steps: Local steps of each of them.
+    """
+
+    def __init__(self, index: int, cohort: tuple[int, ...], feed: ClientFeed) -> None:
+        self.index = index
+        self.cohort = cohort
+        self.num_examples = tuple(feed.num_examples(client_id) for client_id in cohort)
+        self.num_steps = tuple(feed.plan.num_steps(n) for n in self.num_examples)
+        self._feed = feed
+
+    def clients(self) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
+        """Yield each client's id and its local batches, loaded as they are drawn."""
+        return self._feed.stream(self.index, self.cohort)
+
+    def __repr__(self) -> str:
+        """Show the round without its data."""
+        return f"Round(index={self.index}, cohort_size={len(self.cohort)})"
+
+
+class RoundLoader:
+    """Iterate over the rounds of an epoch.
+
+    Args:
+        feed: Where local batches come from.
+        cohort_size: Clients in a round.
+        rounds_per_epoch: Length of the loader.
+        next_round: Returns the index of the round to come; it is asked as late as possible, so that a resumed run
+            continues where the checkpoint was made.
+    """
+
+    def __init__(
+        self, feed: ClientFeed, cohort_size: int, rounds_per_epoch: int, next_round: Callable[[], int]
+    ) -> None:
+        self.feed = feed
+        self.cohort_size = cohort_size
+        self.rounds_per_epoch = rounds_per_epoch
+        self._next_round = next_round
+
+    def __len__(self) -> int:
+        """Return the rounds in an epoch."""
+        return self.rounds_per_epoch
+
+    def __iter__(self) -> Iterator[Round]:
+        """Yield the rounds of one epoch."""
+        for _ in range(self.rounds_per_epoch):
+            index = self._next_round()
+            cohort = sample_cohort(len(self.feed.partitions), self.cohort_size, self.feed.seed, index)
+            yield Round(index, cohort, self.feed)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the next round: a mark for the checkpoint that the loader resumes within an epoch."""
+        return {"next_round": self._next_round()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Do nothing: the round to come is asked of the federation."""

@@ -1,0 +1,203 @@
+"""A communication round, from local training to the server's step, and the state that lasts between rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.buffers import Buffers
+from lightning_lbgm.clients import LocalResult, LocalTrainer
+from lightning_lbgm.data import Round
+from lightning_lbgm.flat import FlatParameters
+from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
+from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
+from lightning_lbgm.server import Server
+from lightning_lbgm.uplink import Chain, Dense, Message, State
+
+__all__ = ["Federation"]
+
+
+class Federation:
+    """Clients, uplink and server of one run, simulated in one process.
+
+    A round streams the cohort: one client at a time trains on the module, and its update lives in one reused vector of
+    shape ``(M,)``. Only a :class:`~lightning_lbgm.uplink.Message` reaches the server; both ends share one copy of the
+    look-back gradients, which are equal by construction.
+
+    Args:
+        flat: The trainable parameters.
+        uplink: The stages.
+        server: Aggregation and server optimizer.
+        buffers: What becomes of the module's buffers.
+        weighting: ``"examples"``, omega_k = n_k / sum(n_j) over the cohort; or ``"uniform"``.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self,
+        flat: FlatParameters,
+        uplink: Chain,
+        server: Server,
+        buffers: Buffers,
+        weighting: Literal["examples", "uniform"],
+        seed: int,
+    ) -> None:
+        self.flat = flat
+        self.uplink = uplink
+        self.server = server
+        self.buffers = buffers
+        self.weighting = weighting
+        self.seed = seed
+        self.round_index = 0
+        self.ledger = Ledger()
+        self.clients: dict[int, State] = {}
+        self._update = flat.empty()
+        self._reports: list[ClientReport] = []
+        self._touched: list[int] = []
+
+    def run_clients(
+        self, round_: Round, trainer: LocalTrainer, on_client_end: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """Run the client phase of a round: local training, uplink, and the streamed sum on the server.
+
+        Afterwards the module holds some client's parameters, until :meth:`finish_round`.
+
+        Args:
+            round_: The cohort and its data.
+            trainer: Trains one client on the module.
+            on_client_end: Called with the number of clients done and the size of the cohort.
+
+        Returns:
+            The loss, shape ``()``: the mean over all local steps of the clients that were not rejected, weighted by
+            batch size; NaN where there is none.
+        """
+        self._reports, self._touched = [], []
+        self.server.begin_round()
+        self.buffers.begin_round()
+        trainer.begin_round()
+        total = sum(round_.num_examples) if self.weighting == "examples" else len(round_.cohort)
+        loss_sum = torch.zeros((), device=self.flat.device)
+        loss_weight = 0
+        try:
+            with isolated_rng(self.flat.device):
+                for position, (client_id, batches) in enumerate(round_.clients()):
+                    num_examples = round_.num_examples[position]
+                    self._touched.append(client_id)
+                    self._load_client(client_id)
+                    seed_global_rng(derive_seed(self.seed, "client", round_.index, client_id), self.flat.device)
+                    result = trainer.train(batches)
+                    weight = num_examples / total if self.weighting == "examples" else 1 / total
+                    report = self._send(client_id, num_examples, weight, result)
+                    self._reports.append(report)
+                    if report.rejected:
+                        trainer.capture.reject()
+                    else:
+                        trainer.capture.accept()
+                        if result.loss_sum is not None:
+                            loss_sum = loss_sum + result.loss_sum
+                            loss_weight += result.num_examples
+                    if on_client_end is not None:
+                        on_client_end(position + 1, len(round_.cohort))
+        except BaseException:
+            self.abort_round()
+            raise
+        finally:
+            trainer.reset_optimizer()
+        return loss_sum / loss_weight if loss_weight else loss_sum * math.nan
+
+    def finish_round(self) -> RoundReport:
+        """Make the server's step, leave the global parameters in the module, and close the account of the round."""
+        norm = self.server.step(len(self._reports))
+        self.buffers.finish_round(self.server.total_weight)
+        report = RoundReport(self.round_index, tuple(self._reports), norm)
+        self.ledger.record(report)
+        self.round_index += 1
+        self._reports = []
+        return report
+
+    def abort_round(self) -> None:
+        """Leave the module as it was before the round.
+
+        Clients that had their turn in this round lose their state, for the server never counted what they sent: their
+        next update goes in full.
+        """
+        self.server.abort_round()
+        self.buffers.load()
+        for client_id in self._touched:
+            self.clients.pop(client_id, None)
+        self._reports, self._touched = [], []
+
+    def _load_client(self, client_id: int) -> None:
+        self.flat.write(self.server.server_params)
+        self.buffers.load(self.clients.get(client_id, {}).get("buffers"))
+
+    @torch.no_grad()
+    def _send(self, client_id: int, num_examples: int, weight: float, result: LocalResult) -> ClientReport:
+        update = Dense(self.flat.update_from(self.server.server_params, self._update), self.flat.sizes)
+        buffers = self.buffers.changed()
+        squared_norm = update.squared_norm()
+        finite = math.isfinite(squared_norm) and all(bool(torch.isfinite(b).all()) for b in buffers.values())
+        loss = float(result.loss_sum) / result.num_examples if result.loss_sum is not None else math.nan
+        report = ClientReport(
+            client_id=client_id,
+            num_examples=num_examples,
+            local_steps=result.num_steps,
+            loss=loss,
+            update_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
+            uplink_bits=0,
+            dense_bits=0,
+            downlink_bits=8 * self.server.server_params.nbytes + self.buffers.downlink_bits,
+            rejected=not finite,
+        )
+        if not finite:
+            return report
+        state = self.clients.setdefault(client_id, {"uplink": self.uplink.init()})
+        if self.buffers.mode == "client":
+            state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
+            buffers = {}
+        encoded = self.uplink.encode(update, state["uplink"])
+        message = Message(client_id, encoded.payload, buffers)
+        self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"]), weight)
+        self.buffers.receive(message.buffers, weight)
+        return replace(
+            report,
+            uplink_bits=message.num_bits,
+            dense_bits=Message(client_id, update, buffers).num_bits,
+            decision=encoded.decision,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the federation between two rounds as built-ins and tensors (shared, not copied)."""
+        return {
+            "round_index": self.round_index,
+            "seed": self.seed,
+            "num_parameters": self.flat.num_parameters,
+            "uplink": repr(self.uplink),
+            "ledger": self.ledger.state_dict(),
+            "server": self.server.state_dict(),
+            "clients": self.clients,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`, made by a federation with the same settings."""
+        self.round_index = state["round_index"]
+        self.seed = state["seed"]
+        self.ledger = Ledger(**state["ledger"])
+        self.server.load_state_dict(state["server"])
+        self.clients = _to_device(state["clients"], self.flat.device)
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    """Move the tensors in nested built-ins."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_device(item, device) for item in value]
+    return value

@@ -1,0 +1,84 @@
+"""The figures of a run. matplotlib is imported when a figure is drawn, and never opens a window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_lbp_errors", "draw_metric_against_uplink"]
+
+
+def draw_metric_against_uplink(
+    curves: dict[str, Sequence[tuple[float, float]]], metric: str, *, log_scale: bool = False
+) -> Figure:
+    """Draw a metric against the bytes sent so far.
+
+    Args:
+        curves: Points ``(uplink bytes so far, metric)`` of each run, by the run's name.
+        metric: Name of the metric, for the axis.
+        log_scale: Whether the bytes are drawn in decades, for runs of very different cost.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    for name, points in curves.items():
+        x, y = zip(*points) if points else ((), ())
+        axes.plot(x, y, marker=".", markersize=4, linewidth=1.2, label=name)
+    if log_scale:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_byte_formatter())
+    axes.set_xlabel("uplink so far")
+    axes.set_ylabel(metric)
+    axes.set_title(f"{metric} against uplink")
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend()
+    return figure
+
+
+def draw_lbp_errors(
+    rounds: Sequence[int], clients: Sequence[int], errors: Sequence[float], threshold: float | None = None
+) -> Figure:
+    """Draw the LBP error of each client and round as a heat map; white where a client took no part.
+
+    Args:
+        rounds: Round of each test.
+        clients: Client of each test.
+        errors: LBP error of each test, in [0, 1].
+        threshold: Marked on the colour bar: errors up to it are recycled.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    first, last = min(rounds), max(rounds)
+    grid = np.full((max(clients) + 1, last - first + 1), np.nan)
+    grid[np.asarray(clients), np.asarray(rounds) - first] = errors
+    extent = (first - 0.5, last + 0.5, len(grid) - 0.5, -0.5)
+    image = axes.imshow(
+        grid, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=1, extent=extent
+    )
+    bar = figure.colorbar(image, ax=axes, label="LBP error, sin²(α)")
+    if threshold is not None:
+        bar.ax.axhline(threshold, color="red", linewidth=2)
+        bar.ax.text(-0.6, threshold, f"δ={threshold:g}", color="red", ha="right", va="center", fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("round")
+    axes.set_ylabel("client")
+    axes.set_title("LBP error per client and round")
+    return figure
+
+
+def _figure() -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+
+
+def _byte_formatter() -> object:
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(unit="B")

@@ -1,0 +1,139 @@
+"""The account of what was sent: reports of clients and rounds, and totals over a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from lightning_lbgm.uplink.stage import Decision
+
+__all__ = ["ClientReport", "Ledger", "RoundReport"]
+
+_FLOAT_BITS = 32
+"""A "float" in the literature's counts of floats sent."""
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """One client's part in one round.
+
+    Attributes:
+        client_id: The client.
+        num_examples: Examples in its partition.
+        local_steps: Optimizer steps that it made.
+        loss: Mean loss over its local steps, weighted by batch size.
+        update_norm: ``|g_k|`` before compression; not finite where rejected.
+        uplink_bits: Bits that it sent.
+        dense_bits: Bits that FedAvg would have sent for it.
+        downlink_bits: Bits that it received.
+        decision: The look-back tests' outcome, or None where none was made.
+        rejected: Whether its update was not finite, so that it was left out.
+    """
+
+    client_id: int
+    num_examples: int
+    local_steps: int
+    loss: float
+    update_norm: float
+    uplink_bits: int
+    dense_bits: int
+    downlink_bits: int
+    decision: Decision | None = None
+    rejected: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """``"rejected"``, ``"sent"`` (no test), ``"recycled"``, ``"refreshed"`` or ``"partly recycled"`` (layers)."""
+        if self.rejected:
+            return "rejected"
+        if self.decision is None:
+            return "sent"
+        if all(self.decision.recycled):
+            return "recycled"
+        return "partly recycled" if any(self.decision.recycled) else "refreshed"
+
+    @property
+    def lbp_error(self) -> float:
+        """Mean LBP error of the client's tests; NaN where none was made."""
+        return _mean(self.decision.errors) if self.decision else math.nan
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round.
+
+    Attributes:
+        round_index: The round, from 0.
+        clients: The cohort's reports, in order of client.
+        update_norm: L2 norm of the aggregated update, the server's pseudo-gradient.
+    """
+
+    round_index: int
+    clients: tuple[ClientReport, ...]
+    update_norm: float
+
+    @property
+    def uplink_bits(self) -> int:
+        """Bits that the cohort sent."""
+        return sum(client.uplink_bits for client in self.clients)
+
+    @property
+    def num_rejected(self) -> int:
+        """Clients left out because their update was not finite."""
+        return sum(client.rejected for client in self.clients)
+
+    @property
+    def recycled_fraction(self) -> float:
+        """Share of the look-back tests that recycled, in [0, 1]; 0 where none was made."""
+        recycled = [flag for c in self.clients if c.decision for flag in c.decision.recycled]
+        return sum(recycled) / len(recycled) if recycled else 0.0
+
+    @property
+    def lbp_error_mean(self) -> float:
+        """Mean LBP error over the look-back tests; NaN where none was made."""
+        return _mean([error for c in self.clients if c.decision for error in c.decision.errors])
+
+
+@dataclass
+class Ledger:
+    """Totals over a run, in bits, exact integers.
+
+    Attributes:
+        uplink_bits: Sent by clients.
+        dense_uplink_bits: What FedAvg would have sent: every update in full, from the same clients.
+        downlink_bits: Sent by the server.
+
+    Example:
+        >>> Ledger(uplink_bits=10, dense_uplink_bits=40).savings
+        0.75
+    """
+
+    uplink_bits: int = 0
+    dense_uplink_bits: int = 0
+    downlink_bits: int = 0
+
+    def record(self, report: RoundReport) -> None:
+        """Add one round."""
+        for client in report.clients:
+            self.uplink_bits += client.uplink_bits
+            self.dense_uplink_bits += client.dense_bits
+            self.downlink_bits += client.downlink_bits
+
+    @property
+    def savings(self) -> float:
+        """One minus the uplink so far over what FedAvg would have sent by now; 0 before anything was sent."""
+        return 1 - self.uplink_bits / self.dense_uplink_bits if self.dense_uplink_bits else 0.0
+
+    @property
+    def uplink_floats(self) -> float:
+        """Uplink so far in floats of 32 bits, the unit of the paper's figures."""
+        return self.uplink_bits / _FLOAT_BITS
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the totals as built-ins."""
+        return asdict(self)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

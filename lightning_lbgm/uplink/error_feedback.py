@@ -1,0 +1,67 @@
+"""Error feedback: what a stage did not send is added to the client's next update.
+
+Seide, Fu, Droppo, Li, Yu: "1-bit stochastic gradient descent and its application to data-parallel distributed training
+of speech DNNs", Interspeech 2014; Karimireddy et al., ICML 2019 (arXiv 1901.09847).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_lbgm.uplink.payload import Dense, Payload
+from lightning_lbgm.uplink.stage import Encoded, Stage, State, as_chain
+
+__all__ = ["ErrorFeedback"]
+
+
+class ErrorFeedback(Stage):
+    """Keep the residual of a stage, or of a chain of stages, and add it to the client's next update.
+
+    With residual ``e`` and update ``g``: ``p = g + e`` is encoded, and ``e <- p - decode(encode(p))``. Around
+    ``LookBack`` the residual is ``p - rho * l`` where recycled and zero where refreshed.
+
+    Args:
+        stage: What to wrap, such as ``TopK(0.01)``, ``LookBack(0.7)`` or ``[TopK(0.1), LookBack(0.2)]``.
+
+    Raises:
+        TypeError: If it is not a stage or a list of stages.
+
+    Example:
+        >>> import torch
+        >>> from lightning_lbgm import TopK
+        >>> stage = ErrorFeedback(TopK(0.5))
+        >>> state = stage.init()
+        >>> [stage.encode(Dense(torch.tensor([3.0, 2.0])), state).payload.dense().tolist() for _ in range(2)]
+        [[3.0, 0.0], [0.0, 4.0]]
+    """
+
+    def __init__(self, stage: Stage | list[Stage]) -> None:
+        if not isinstance(stage, (Stage, Sequence)) or isinstance(stage, str) or not stage:
+            raise TypeError(f"`ErrorFeedback(stage=...)` takes a stage or a list of stages; got {stage!r}.")
+        self.stage = as_chain(stage)
+        self.terminal = self.stage.terminal
+
+    def init(self) -> State:
+        """Make the state of a client with nothing left to send: the residual ``(M,)`` is made at its first update."""
+        return {"residual": None, "stage": self.stage.init()}
+
+    def encode(self, update: Payload, state: State) -> Encoded:
+        residual = state["residual"]
+        values = update.dense() if residual is None else update.dense() + residual
+        encoded = self.stage.encode(Dense(values, update.sizes), state["stage"])
+        if residual is None:
+            residual = state["residual"] = values.clone()
+        else:
+            residual.copy_(values)
+        self.stage.reconstruct(encoded.payload, state["stage"]).add_to(residual, -1.0)
+        return encoded
+
+    def reconstruct(self, payload: Payload, state: State) -> Payload:
+        return self.stage.reconstruct(payload, state["stage"])
+
+    def decode(self, payload: Payload, state: State) -> Payload:
+        return self.stage.decode(payload, state["stage"])
+
+    def __repr__(self) -> str:
+        inner = self.stage.stages
+        return f"ErrorFeedback({inner[0] if len(inner) == 1 else inner!r})"

@@ -6,7 +6,6 @@ from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPar
 from lightning_lbgm.strategy import LBGMFederated
 from lightning_lbgm.uplink import ErrorFeedback, LookBack, SignSGD, TopK
 
-
 __all__ = [
     "DirichletPartitioner",
     "ErrorFeedback",

@@ -64,11 +64,14 @@ def pass_rounds_through(module: pl.LightningModule) -> Callable[[], None]:
 def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[None]:
     """Send the module's ``self.log`` and ``self.log_dict`` to ``capture``."""
 
-    @torch.compiler.disable
     def log(name: str, value: Any, *args: Any, **options: Any) -> None:
-        capture.record(name, value, **dict(zip(_LOG_ARGUMENTS, args)), **options)
+        if args:
+            options.update(zip(_LOG_ARGUMENTS, args))
+        capture.record(name, value, **options)
 
-    module.__dict__["log"] = log
+    # A compiled step breaks its graph here. Elsewhere the wrapper would cost more than the recording.
+    compiled = module._compiler_ctx is not None or hasattr(module.training_step, "_torchdynamo_orig_callable")
+    module.__dict__["log"] = torch.compiler.disable(log) if compiled else log
     try:
         yield
     finally:
@@ -105,7 +108,7 @@ def local_step(
     transfer: Callable[[Any], Any],
     backward: Callable[[Tensor, Optimizer], Tensor],
 ) -> Callable[[Any, int], Tensor | None]:
-    """Return a function that makes one local optimizer step as Lightning's automatic optimization would.
+    """Return a function that makes one local optimizer step as Lightning's automatic optimization would, for a round.
 
     Args:
         trainer: The trainer.
@@ -118,6 +121,8 @@ def local_step(
     precision = trainer.precision_plugin
     hooked = any(is_overridden(hook, callback) for hook in _STEP_HOOKS for callback in trainer.callbacks)  # type: ignore[attr-defined]
     plain = type(precision) is Precision and not hooked
+    epoch, clip_value, algorithm = trainer.current_epoch, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    clips = clip_value or is_overridden("configure_gradient_clipping", module)
 
     def forward(batch: Any, index: int) -> Tensor | None:
         output = module.training_step(batch, index) if takes_index else module.training_step(batch)
@@ -126,18 +131,18 @@ def local_step(
     def plain_step(batch: Any, index: int) -> Tensor | None:
         # What the full step does, without context managers and look-ups that would find nothing to do.
         batch = transfer(batch)
-        clip_value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
 
         def closure() -> Tensor | None:
             loss = forward(batch, index)
             module.on_before_zero_grad(optimizer)
-            module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
+            module.optimizer_zero_grad(epoch, index, optimizer)
             if loss is not None:
                 module.on_before_backward(loss)
                 module.backward(loss)
                 module.on_after_backward()
             module.on_before_optimizer_step(optimizer)
-            module.configure_gradient_clipping(optimizer, clip_value, algorithm)
+            if clips:
+                module.configure_gradient_clipping(optimizer, clip_value, algorithm)
             return loss
 
         return optimizer.step(closure)  # type: ignore[arg-type, return-value]
@@ -152,7 +157,7 @@ def local_step(
             losses.append(loss)
             call._call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
             module.on_before_zero_grad(optimizer)
-            module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
+            module.optimizer_zero_grad(epoch, index, optimizer)
             if loss is not None:
                 backward(loss, optimizer)
             return loss

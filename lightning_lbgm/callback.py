@@ -43,13 +43,13 @@ class LBGMCallback(Callback):
 
     With an ``MLFlowLogger``: the resolved settings as params ``federated/...``, the table
     ``federated/clients.json`` with one row for each client and round, and at the end the figures
-    ``figures/metric_vs_uplink.png`` and ``figures/lbp_error.png``. With another logger, or none, the table
-    (``clients.csv``) and the figures go to the run's folder, ``trainer.log_dir``.
+    ``figures/metric_vs_uplink.png`` and ``figures/lbp_error.png``. With another logger the table (``clients.csv``) and
+    the figures go to the run's folder, and with none the figures go to ``trainer.default_root_dir``.
 
     Args:
         monitor: Metric of the figure against uplink bytes. None: that of ``ModelCheckpoint`` or ``EarlyStopping``, else
             the validation accuracy or loss, where one is logged.
-        client_table: Whether to write the table.
+        client_table: Whether to write the table, where there is a logger.
         figures: Whether to draw the figures.
 
     Example:
@@ -125,7 +125,7 @@ class LBGMCallback(Callback):
         self._tests.extend(
             (report.round_index, client.client_id, client.lbp_error) for client in report.clients if client.decision
         )
-        if self.client_table and self._writes(trainer):
+        if self.client_table and trainer.loggers and self._writes(trainer):
             self._rows.extend(_client_rows(report))
             if time.monotonic() - self._rows_written_at > _TABLE_SECONDS:
                 self._write_table(trainer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
 from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 from lightning_lbgm.server import Server
-from lightning_lbgm.uplink import Chain, Dense, Message, State
+from lightning_lbgm.uplink import Chain, Decision, Dense, Message, State
 
 __all__ = ["Federation"]
 
@@ -79,7 +78,6 @@ class Federation:
         self._reports, self._touched = [], []
         self.server.begin_round()
         self.buffers.begin_round()
-        trainer.begin_round()
         total = sum(round_.num_examples) if self.weighting == "examples" else len(round_.cohort)
         loss_sum = torch.zeros((), device=self.flat.device)
         loss_weight = 0
@@ -141,34 +139,30 @@ class Federation:
         update = Dense(self.flat.update_from(self.server.server_params, self._update), self.flat.sizes)
         buffers = self.buffers.changed()
         squared_norm = update.squared_norm()
-        finite = math.isfinite(squared_norm) and all(bool(torch.isfinite(b).all()) for b in buffers.values())
-        loss = float(result.loss_sum) / result.num_examples if result.loss_sum is not None else math.nan
-        report = ClientReport(
+        rejected = not math.isfinite(squared_norm) or not all(bool(torch.isfinite(b).all()) for b in buffers.values())
+        decision: Decision | None = None
+        uplink_bits = dense_bits = 0
+        if not rejected:
+            state = self.clients.setdefault(client_id, {"uplink": self.uplink.init()})
+            if self.buffers.mode == "client":
+                state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
+                buffers = {}
+            payload, decision = self.uplink.encode(update, state["uplink"])
+            message = Message(client_id, payload, buffers)
+            self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"]), weight)
+            self.buffers.receive(message.buffers, weight)
+            uplink_bits, dense_bits = message.num_bits, Message(client_id, update, buffers).num_bits
+        return ClientReport(
             client_id=client_id,
             num_examples=num_examples,
             local_steps=result.num_steps,
-            loss=loss,
+            loss=float(result.loss_sum) / result.num_examples if result.loss_sum is not None else math.nan,
             update_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
-            uplink_bits=0,
-            dense_bits=0,
+            uplink_bits=uplink_bits,
+            dense_bits=dense_bits,
             downlink_bits=8 * self.server.server_params.nbytes + self.buffers.downlink_bits,
-            rejected=not finite,
-        )
-        if not finite:
-            return report
-        state = self.clients.setdefault(client_id, {"uplink": self.uplink.init()})
-        if self.buffers.mode == "client":
-            state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
-            buffers = {}
-        encoded = self.uplink.encode(update, state["uplink"])
-        message = Message(client_id, encoded.payload, buffers)
-        self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"]), weight)
-        self.buffers.receive(message.buffers, weight)
-        return replace(
-            report,
-            uplink_bits=message.num_bits,
-            dense_bits=Message(client_id, update, buffers).num_bits,
-            decision=encoded.decision,
+            decision=decision,
+            rejected=rejected,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
 __all__ = ["draw_lbp_errors", "draw_metric_against_uplink"]
 
@@ -57,15 +59,13 @@ def draw_lbp_errors(
     grid = np.full((max(clients) + 1, last - first + 1), np.nan)
     grid[np.asarray(clients), np.asarray(rounds) - first] = errors
     extent = (first - 0.5, last + 0.5, len(grid) - 0.5, -0.5)
-    image = axes.imshow(
-        grid, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=1, extent=extent
-    )
+    image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=1, extent=extent)
     bar = figure.colorbar(image, ax=axes, label="LBP error, sin²(α)")
     if threshold is not None:
         bar.ax.axhline(threshold, color="red", linewidth=2)
         bar.ax.text(-0.6, threshold, f"δ={threshold:g}", color="red", ha="right", va="center", fontsize=8)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _integer_ticks(axes.xaxis)
+    _integer_ticks(axes.yaxis)
     axes.set_xlabel("round")
     axes.set_ylabel("client")
     axes.set_title("LBP error per client and round")
@@ -78,7 +78,13 @@ def _figure() -> Figure:
     return Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
 
 
-def _byte_formatter() -> object:
+def _integer_ticks(axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _byte_formatter() -> Formatter:
     from matplotlib.ticker import EngFormatter
 
     return EngFormatter(unit="B")

@@ -10,6 +10,8 @@ from torch.nn.parameter import UninitializedParameter
 
 __all__ = ["FlatParameters"]
 
+_MAX_CACHED_VIEWS = 4
+
 
 class FlatParameters:
     """Read and write a module's trainable parameters as one vector of shape ``(M,)``.
@@ -53,8 +55,9 @@ class FlatParameters:
         self.dtype = functools.reduce(torch.promote_types, (p.dtype for p in self.parameters), torch.float32)
         devices = {parameter.device for parameter in self.parameters}
         if len(devices) > 1:
-            raise ValueError(f"The trainable parameters lie on several devices, {sorted(map(str, devices))}: move them.")
+            raise ValueError(f"The trainable parameters lie on several devices: {sorted(map(str, devices))}.")
         self.device = devices.pop()
+        self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def is_current(self, module: nn.Module) -> bool:
         """Tell whether the module's trainable parameters are still the ones seen at construction."""
@@ -67,7 +70,14 @@ class FlatParameters:
 
     def views(self, vector: Tensor) -> list[Tensor]:
         """Cut a vector of shape ``(M,)`` into views with the parameters' shapes."""
-        return [part.view(p.shape) for part, p in zip(vector.split(self.sizes), self.parameters)]
+        # The same few vectors come back for every client: theta, the update and the sum.
+        known = self._views.get(id(vector))
+        if known is None or known[0] is not vector:
+            views = [part.view(p.shape) for part, p in zip(vector.split(self.sizes), self.parameters)]
+            if len(self._views) >= _MAX_CACHED_VIEWS:
+                self._views.clear()
+            known = self._views[id(vector)] = (vector, views)
+        return known[1]
 
     @torch.no_grad()
     def read(self, out: Tensor | None = None) -> Tensor:

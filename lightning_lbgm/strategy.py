@@ -151,7 +151,6 @@ class LBGMFederated(SingleDeviceStrategy):
         self.seed = seed
         self.last_report: RoundReport | None = None
         self._federation: Federation | None = None
-        self._local_trainer: LocalTrainer | None = None
         self._capture = LogCapture()
         self._restored: dict[str, Any] | None = None
         self._fit_trainer: pl.Trainer | None = None
@@ -162,12 +161,11 @@ class LBGMFederated(SingleDeviceStrategy):
     @classmethod
     @override
     def register_strategies(cls, strategy_registry: Any) -> None:
-        for name, description, settings in (
-            (cls.strategy_name, "Federated training with look-back gradients (LBGM)", {}),
-            ("fedavg", "Federated training with every update sent in full (FedAvg)", {"uplink": []}),
-        ):
-            if name not in strategy_registry:
-                strategy_registry.register(name, cls, description=description, **settings)
+        fedavg: list[Stage] = []
+        if cls.strategy_name not in strategy_registry:
+            strategy_registry.register(cls.strategy_name, cls, description="Federated training with LBGM")
+        if "fedavg" not in strategy_registry:
+            strategy_registry.register("fedavg", cls, description="Federated averaging", uplink=fedavg)
 
     # What users and the callback read
 
@@ -243,8 +241,8 @@ class LBGMFederated(SingleDeviceStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._check_fit(trainer)
-            if trainer.log_every_n_steps == _LIGHTNING_LOG_EVERY_N_STEPS:
-                trainer.log_every_n_steps = 1
+            if trainer.log_every_n_steps == _LIGHTNING_LOG_EVERY_N_STEPS:  # type: ignore[attr-defined]
+                trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
             self._run_seed = self._resolve_seed()
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING and self._undo_patch is None:
@@ -370,13 +368,12 @@ class LBGMFederated(SingleDeviceStrategy):
         round_, takes_index = args[0], len(args) > 1
         module, trainer = self._module(), self._trainer()
         federation = self._current_federation()
-        if self._local_trainer is None:
-            optimizer = self.optimizers[0]
-            transfer = _lightning.batch_transfer(trainer, module, super().batch_to_device)
-            step = _lightning.local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
-            self._local_trainer = LocalTrainer(optimizer, step, self._capture)
+        optimizer = self.optimizers[0]
+        transfer = _lightning.batch_transfer(trainer, module, super().batch_to_device)
+        step = _lightning.local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
         with _lightning.captured_log(module, self._capture):
-            loss = federation.run_clients(round_, self._local_trainer, self._on_client_end)
+            local_trainer = LocalTrainer(optimizer, step, self._capture)
+            loss = federation.run_clients(round_, local_trainer, self._on_client_end)
         self._capture.flush(module.log)
         return loss
 
@@ -386,9 +383,7 @@ class LBGMFederated(SingleDeviceStrategy):
         return closure_loss
 
     @override
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Run the client phase, which is the closure, then the server's step."""
         loss = closure()
         report = self._require_federation().finish_round()
@@ -421,9 +416,10 @@ class LBGMFederated(SingleDeviceStrategy):
         return federation
 
     def _on_client_end(self, done: int, total: int) -> None:
-        for callback in self._trainer().callbacks:  # type: ignore[attr-defined]
+        trainer = self._trainer()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LBGMCallback):
-                callback.on_client_end(self._trainer(), done, total)
+                callback.on_client_end(trainer, done, total)
 
     # Checkpoints
 
@@ -448,7 +444,6 @@ class LBGMFederated(SingleDeviceStrategy):
         if self._undo_patch is not None:
             self._undo_patch()
             self._undo_patch = None
-        self._local_trainer = None
         self._restored = None
         self._run_seed = None
         super().teardown()

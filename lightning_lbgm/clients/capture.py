@@ -12,6 +12,8 @@ from torchmetrics import Metric
 
 __all__ = ["LogCapture"]
 
+_SUMMED_DTYPES = (torch.float32, torch.float64)
+
 
 @dataclass
 class _Entry:
@@ -23,22 +25,41 @@ class _Entry:
     weight: float = 0.0
     last: Any = None  # what cannot be averaged: a torchmetrics.Metric, which keeps its own state
 
-    def add(self, total: Tensor, weight: float) -> None:
+    def add(self, value: Tensor, weight: float) -> None:
+        """Take a value, shape ``()``, detached; it is not kept."""
         self.weight += weight
-        if self.total is None:
-            self.total = total
-        elif self.reduction in ("max", "min"):
-            self.total = torch.maximum(self.total, total) if self.reduction == "max" else torch.minimum(self.total, total)
+        if self.reduction == "mean":
+            self._combine(value, weight)
+        elif self.reduction == "sum" or self.total is None:
+            self._combine(value, 1.0)
         else:
-            self.total = self.total + total
+            self.total = (torch.maximum if self.reduction == "max" else torch.minimum)(self.total, value)
+
+    def merge(self, other: _Entry) -> None:
+        """Take another entry of the same name."""
+        self.last = other.last
+        if other.total is None:
+            return
+        if self.reduction in ("mean", "sum"):
+            self.weight += other.weight
+            self._combine(other.total, 1.0)
+        else:
+            self.add(other.total, other.weight)
+
+    def _combine(self, value: Tensor, factor: float) -> None:
+        if self.total is None:
+            self.total = value * factor
+        else:
+            self.total.add_(value, alpha=factor)
 
     def value(self) -> Any:
-        reduced = self.total
+        reduced: Tensor | None = self.total
         if reduced is not None and self.reduction == "mean" and self.weight:
             reduced = reduced / self.weight
         if isinstance(self.last, Metric):
             if reduced is not None:
-                self.last._forward_cache = reduced  # what Lightning logs as the metric's value of this step
+                # What Lightning logs as the metric's value of this step.
+                self.last._forward_cache = reduced  # type: ignore[assignment]
             return self.last
         return self.last if reduced is None else reduced
 
@@ -76,22 +97,20 @@ class LogCapture:
             entry.last = value
             value = value._forward_cache
         if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.detach().reshape(())
-            value = value if value.dtype in (torch.float32, torch.float64) else value.float()
+            value = value.detach()
+            if value.ndim:
+                value = value.reshape(())
+            entry.add(value if value.dtype in _SUMMED_DTYPES else value.float(), weight)
         elif isinstance(value, (int, float)):
-            value = torch.tensor(float(value))
-        else:
-            entry.last = value if entry.last is None else entry.last
-            return
-        entry.add(value * weight if entry.reduction == "mean" else value.clone(), weight)
+            entry.add(torch.tensor(float(value)), weight)
+        elif entry.last is None:
+            entry.last = value
 
     def accept(self) -> None:
         """Count what the client logged."""
         for name, entry in self._client.items():
             known = self._round.setdefault(name, _Entry(entry.options, entry.reduction))
-            known.last = entry.last
-            if entry.total is not None:
-                known.add(entry.total, entry.weight)
+            known.merge(entry)
         self._client = {}
 
     def reject(self) -> None:

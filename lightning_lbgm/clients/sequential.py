@@ -34,12 +34,12 @@ class LocalResult:
 
 
 class LocalTrainer:
-    """Run a client's local steps, each client with a fresh optimizer.
+    """Run the local steps of one round's clients, each client with a fresh optimizer.
 
     Args:
         optimizer: The client optimizer. Its state is cleared before each client, and its hyperparameters are set to
-            what they were at the start of the round, so that nothing leaks from one client to the next while learning
-            rate schedules over rounds stay in force.
+            what they are now, at the start of the round, so that nothing leaks from one client to the next while
+            learning rate schedules over rounds stay in force.
         step: Makes one local step.
         capture: Told the size of each batch.
     """
@@ -48,12 +48,8 @@ class LocalTrainer:
         self.optimizer = optimizer
         self.capture = capture
         self._step = step
-        self._hyperparameters: list[dict[str, Any]] = []
-
-    def begin_round(self) -> None:
-        """Take the optimizer's hyperparameters as those of every client of this round."""
         self._hyperparameters = [
-            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
 
     def reset_optimizer(self) -> None:
@@ -66,12 +62,14 @@ class LocalTrainer:
         """Make one local step on each batch."""
         self.reset_optimizer()
         result = LocalResult()
-        for index, batch in enumerate(batches):
-            self.capture.batch_size = batch.size
-            loss = self._step(batch.data, index)
+        for index, (data, size) in enumerate(batches):
+            self.capture.batch_size = size
+            loss = self._step(data, index)
             result.num_steps += 1
             if loss is not None:
-                weighted = loss.detach() * batch.size
-                result.loss_sum = weighted if result.loss_sum is None else result.loss_sum + weighted
-                result.num_examples += batch.size
+                if result.loss_sum is None:
+                    result.loss_sum = loss.detach() * size
+                else:
+                    result.loss_sum.add_(loss.detach(), alpha=size)
+                result.num_examples += size
         return result

@@ -1,11 +1,10 @@
-"""The stream of local batches of a cohort, drawn from the user's DataLoader's dataset with the DataLoader's settings."""
+"""The stream of a cohort's local batches, from the user's DataLoader's dataset and by its settings."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ __all__ = ["ClientFeed", "LocalBatch", "plan_from_loader"]
 _Request = tuple[int, list[int]]  # a seed for transforms, and example indices
 
 
-@dataclass(frozen=True)
-class LocalBatch:
+class LocalBatch(NamedTuple):
     """One local batch: what the user's collate function made, and of how many examples."""
 
     data: Any

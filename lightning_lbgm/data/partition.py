@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -245,7 +246,7 @@ class NaturalPartitioner(Partitioner):
             parts = [np.flatnonzero(owner == client_id) for client_id in range(found)]
         elif isinstance(dataset, ConcatDataset):
             starts = [0, *dataset.cumulative_sizes]
-            parts = [np.arange(begin, end) for begin, end in zip(starts, starts[1:])]
+            parts = [np.arange(begin, end) for begin, end in itertools.pairwise(starts)]
             found = len(parts)
         else:
             raise ValueError(

@@ -95,7 +95,7 @@ class Payload(ABC):
 
     @classmethod
     def _from_state(cls, state: dict[str, Any]) -> Payload:
-        return cls(*state["tensors"], state["sizes"])
+        return cls(*state["tensors"], state["sizes"])  # type: ignore[call-arg]
 
 
 class Dense(Payload):

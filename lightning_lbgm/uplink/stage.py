@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Chain(Stage):
                     f"`uplink` takes stages such as `TopK(0.1)` or `LookBack(0.2)`; got {stage!r},"
                     f" a {type(stage).__name__}."
                 )
-        for stage, following in zip(stages, stages[1:]):
+        for stage, following in itertools.pairwise(stages):
             if stage.terminal:
                 raise ValueError(
                     f"{stage!r} must be the last stage of its chain, but {following!r} follows it: put {following!r}"

@@ -1,0 +1,1 @@
+"""Measurements of the package: each module runs as ``python -m benchmarks.NAME``."""

@@ -1,0 +1,1 @@
+"""Runnable examples: one flat script for each, on real data."""

@@ -1,0 +1,115 @@
+"""Chains of stages: order, composition, what is refused."""
+
+import pytest
+import torch
+
+from lightning_lbgm.uplink import Chain, Coefficients, Dense, ErrorFeedback, LookBack, SignSGD, TopK, as_chain
+
+UPDATE = torch.tensor([4.0, -3.0, 0.5, 1.0])
+
+
+def test_an_empty_chain_sends_the_update_as_it_is():
+    chain = as_chain([])
+    payload, decision = chain.encode(Dense(UPDATE, (1, 3)), chain.init())
+    assert torch.equal(payload.dense(), UPDATE)
+    assert payload.sizes == (1, 3)
+    assert payload.num_bits == 4 * 32
+    assert decision is None
+    assert torch.equal(chain.reconstruct(payload, chain.init()).dense(), UPDATE)
+    assert torch.equal(chain.decode(payload, chain.init()).dense(), UPDATE)
+
+
+def test_stages_encode_in_order():
+    # TopK first: (4, -3, 0, 0), then the mean magnitude 7 / 4 with the signs (+, -, +, +).
+    # SignSGD first: mean magnitude 8.5 / 4 on all, then the sparsifier sends 2 of them.
+    first = as_chain([TopK(0.5), SignSGD()])
+    assert first.encode(Dense(UPDATE), first.init()).payload.dense().tolist() == [1.75, -1.75, 1.75, 1.75]
+    second = as_chain([SignSGD(), TopK(0.5)])
+    payload = second.encode(Dense(UPDATE), second.init()).payload
+    assert sorted(payload.dense().abs().tolist()) == [0.0, 0.0, 2.125, 2.125]
+
+
+def test_look_back_tests_the_compressed_update():
+    # Both compress to multiples of (1, 0, 0, 0), though the updates themselves are 82 degrees apart (cos = 3 / 21).
+    chain = as_chain([TopK(0.25), LookBack(0.1)])
+    state = chain.init()
+    chain.encode(Dense(torch.tensor([2.0, 1.0, 1.0, 1.0])), state)
+    payload, decision = chain.encode(Dense(torch.tensor([6.0, -3.0, -3.0, -3.0])), state)
+    assert isinstance(payload, Coefficients)
+    assert decision.recycled == (True,)
+    assert decision.coefficients == (3.0,)
+    assert chain.reconstruct(payload, state).dense().tolist() == [6.0, 0.0, 0.0, 0.0]
+
+
+def test_the_decision_of_a_look_back_inside_error_feedback_reaches_the_outside():
+    chain = as_chain([TopK(0.5), ErrorFeedback(LookBack(0.2))])
+    state = chain.init()
+    assert chain.encode(Dense(UPDATE), state).decision.recycled == (False,)
+    assert chain.encode(Dense(UPDATE), state).decision.recycled == (True,)
+
+
+def test_a_chain_of_compressors_makes_no_decision():
+    chain = as_chain([ErrorFeedback(TopK(0.5)), SignSGD()])
+    assert chain.encode(Dense(UPDATE), chain.init()).decision is None
+
+
+def test_a_stage_a_list_and_a_chain_make_the_same_chain():
+    stage = TopK(0.5)
+    assert as_chain(stage).stages == as_chain([stage]).stages == as_chain((stage,)).stages == [stage]
+    chain = Chain([stage])
+    assert as_chain(chain) is chain
+    assert repr(chain) == "[TopK(fraction=0.5)]"
+
+
+def test_the_chain_does_not_follow_later_changes_of_the_list():
+    stages = [TopK(0.5)]
+    chain = as_chain(stages)
+    stages.append(SignSGD())
+    assert len(chain.stages) == 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "terminal"),
+    [([], False), ([TopK(0.1)], False), ([TopK(0.1), LookBack()], True), ([ErrorFeedback(LookBack())], True)],
+)
+def test_a_chain_is_terminal_where_its_last_stage_is(stages, terminal):
+    assert as_chain(stages).terminal is terminal
+
+
+@pytest.mark.parametrize(
+    ("stages", "first", "second"),
+    [
+        ([LookBack(0.3), TopK(0.1)], "LookBack(threshold=0.3, granularity='model')", "TopK(fraction=0.1)"),
+        ([SignSGD(), LookBack(0.3), SignSGD()], "LookBack(threshold=0.3, granularity='model')", "SignSGD()"),
+        (
+            [ErrorFeedback(LookBack(0.3)), TopK(0.1)],
+            "ErrorFeedback(LookBack(threshold=0.3, granularity='model'))",
+            "TopK(fraction=0.1)",
+        ),
+        (
+            [LookBack(0.3), LookBack(0.4)],
+            "LookBack(threshold=0.3, granularity='model')",
+            "LookBack(threshold=0.4, granularity='model')",
+        ),
+    ],
+)
+@pytest.mark.parametrize("make", [Chain, as_chain, ErrorFeedback])
+def test_look_back_must_be_last_and_the_error_names_both(make, stages, first, second):
+    with pytest.raises(ValueError, match="last stage") as info:
+        make(stages)
+    assert first in str(info.value)
+    assert second in str(info.value)
+
+
+@pytest.mark.parametrize("wrong", [0.2, "TopK", None, TopK, torch.zeros(2)])
+def test_what_is_no_stage_is_refused_by_name_and_value(wrong):
+    with pytest.raises(TypeError, match="`uplink`") as info:
+        as_chain([TopK(0.1), wrong])
+    assert repr(wrong) in str(info.value)
+    assert type(wrong).__name__ in str(info.value)
+
+
+@pytest.mark.parametrize("wrong", [0.2, 3])
+def test_what_is_no_sequence_is_refused(wrong):
+    with pytest.raises(TypeError):
+        as_chain(wrong)

@@ -108,9 +108,9 @@ def test_without_a_threshold_nothing_is_marked():
     assert [line for line in bar.lines if len(set(line.get_ydata())) == 1] == []
 
 
-@pytest.mark.parametrize("rounds", [2, 11])
-def test_ticks_are_whole_rounds_and_clients(rounds):
-    figure = draw_lbp_errors(list(range(rounds)), [0] * rounds, [0.5] * rounds)
+@pytest.mark.parametrize("size", [2, 3, 11])
+def test_ticks_are_whole_rounds_and_clients(size):
+    figure = draw_lbp_errors(list(range(size)), list(range(size)), [0.5] * size)
     figure.canvas.draw()
     axes, _ = heat_map(figure)
     for ticks in (axes.get_xticks(), axes.get_yticks()):

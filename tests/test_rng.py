@@ -97,9 +97,14 @@ def test_isolated_rng_gives_the_global_generators_back(device):
 
 def test_isolated_rng_gives_them_back_after_an_exception():
     before = global_states()
-    with pytest.raises(RuntimeError, match="inside"), isolated_rng():
+
+    @isolated_rng()
+    def draw_and_fail():
         draw()
         raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        draw_and_fail()
     np.testing.assert_equal(global_states(), before)
 
 

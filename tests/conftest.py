@@ -1,0 +1,109 @@
+"""What several tests share: a small module, small data and a quiet Trainer on the CPU."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_lbgm import LBGMFederated
+
+
+class TinyModule(pl.LightningModule):
+    """Linear softmax classifier, 6 features and 3 classes, that knows nothing of clients."""
+
+    def __init__(self, lr: float = 0.3, net: nn.Module | None = None, optimizer=torch.optim.SGD, **settings) -> None:
+        super().__init__()
+        self.lr, self.optimizer, self.settings = lr, optimizer, settings
+        self.net = nn.Linear(6, 3) if net is None else net
+
+    def forward(self, x):
+        return self.net(x)
+
+    def loss(self, batch):
+        x, y = batch
+        return nn.functional.cross_entropy(self(x), y)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        output = self(x)
+        self.log("val/loss", nn.functional.cross_entropy(output, y))
+        self.log("val/acc", (output.argmax(1) == y).float().mean())
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters(), lr=self.lr, **self.settings)
+
+
+def make_data(num_examples: int = 60, seed: int = 0) -> TensorDataset:
+    """Three Gaussian classes in six dimensions, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (num_examples,), generator=generator)
+    centres = torch.randn(3, 6, generator=torch.Generator().manual_seed(99))
+    return TensorDataset(centres[y] + 0.7 * torch.randn(num_examples, 6, generator=generator), y)
+
+
+@pytest.fixture
+def data() -> TensorDataset:
+    return make_data()
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """Return a function that makes a Trainer; keyword arguments go to the strategy or replace Trainer's."""
+
+    def make(strategy=None, **kwargs) -> pl.Trainer:
+        settings = {
+            "accelerator": "cpu",
+            "max_epochs": 3,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        if strategy is None:
+            strategy = LBGMFederated(num_clients=4, seed=0)
+        return pl.Trainer(strategy=strategy, **{**settings, **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def fit(make_trainer, data):
+    """Return a function that trains a seeded TinyModule and returns (trainer, module)."""
+
+    def run(strategy=None, module=None, dataset=None, batch_size=1000, shuffle=False, val=False, ckpt_path=None, **kwargs):
+        if module is None:
+            torch.manual_seed(0)
+            module = TinyModule()
+        trainer = make_trainer(strategy, **kwargs)
+        loader = DataLoader(dataset or data, batch_size=batch_size, shuffle=shuffle)
+        val_loader = DataLoader(make_data(30, seed=1), batch_size=30) if val else None
+        trainer.fit(module, loader, val_loader, ckpt_path=ckpt_path)
+        return trainer, module
+
+    return run
+
+
+class Recorder(pl.Callback):
+    """Collect each round's report, and the global parameters after it."""
+
+    def __init__(self) -> None:
+        self.reports, self.params, self.callback_metrics = [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.reports.append(trainer.strategy.last_report)
+        self.params.append(flat_params(pl_module))
+        self.callback_metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+def flat_params(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters() if p.requires_grad]).clone()

@@ -51,7 +51,7 @@ class Buffers:
         """Remember the module's buffers as the server's."""
         self._sums = {}
         if self._any:
-            self._server = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+            self._server = self.read()
 
     @torch.no_grad()
     def load(self, own: dict[str, Tensor] | None = None) -> None:
@@ -67,6 +67,10 @@ class Buffers:
             else:  # replaced by another tensor during training
                 owner, _, attribute = name.rpartition(".")
                 setattr(self.module.get_submodule(owner), attribute, value.clone())
+
+    def read(self) -> dict[str, Tensor]:
+        """Copy the module's buffers."""
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def changed(self) -> dict[str, Tensor]:
         """Return the float buffers that differ from the server's, by name. They are the module's own tensors."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -115,8 +116,23 @@ class Federation:
         report = RoundReport(self.round_index, tuple(self._reports), norm)
         self.ledger.record(report)
         self.round_index += 1
-        self._reports = []
+        self._reports, self._touched = [], []
         return report
+
+    @contextmanager
+    def global_model(self) -> Iterator[None]:
+        """Put the global parameters and buffers into the module for a while, where a client trains on it now."""
+        if not self._touched:
+            yield
+            return
+        parameters, buffers = self.flat.read(), self.buffers.read()
+        self.flat.write(self.server.server_params)
+        self.buffers.load()
+        try:
+            yield
+        finally:
+            self.flat.write(parameters)
+            self.buffers.load(buffers)
 
     def abort_round(self) -> None:
         """Leave the module as it was before the round.
@@ -166,7 +182,10 @@ class Federation:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the federation between two rounds as built-ins and tensors (shared, not copied)."""
+        """Return the federation as built-ins and tensors (shared, not copied).
+
+        Within a round it is that of the round's start, without the clients that had their turn: as after an abort.
+        """
         return {
             "round_index": self.round_index,
             "seed": self.seed,
@@ -174,7 +193,7 @@ class Federation:
             "uplink": repr(self.uplink),
             "ledger": self.ledger.state_dict(),
             "server": self.server.state_dict(),
-            "clients": self.clients,
+            "clients": {k: state for k, state in self.clients.items() if k not in self._touched},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -424,6 +424,17 @@ class LBGMFederated(SingleDeviceStrategy):
     # Checkpoints
 
     @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the global model, also where a client is being trained."""
+        if self._federation is None:
+            return super().lightning_module_state_dict()
+        with self._federation.global_model():
+            return {
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in super().lightning_module_state_dict().items()
+            }
+
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         # A weights-only checkpoint has no optimizer states, and gets no federation's state either.
         if self._federation is not None and "optimizer_states" in checkpoint:

@@ -80,7 +80,9 @@ def make_trainer(tmp_path):
 def fit(make_trainer, data):
     """Return a function that trains a seeded TinyModule and returns (trainer, module)."""
 
-    def run(strategy=None, module=None, dataset=None, batch_size=1000, shuffle=False, val=False, ckpt_path=None, **kwargs):
+    def run(
+        strategy=None, module=None, dataset=None, batch_size=1000, shuffle=False, val=False, ckpt_path=None, **kwargs
+    ):
         if module is None:
             torch.manual_seed(0)
             module = TinyModule()

@@ -94,6 +94,21 @@ def test_views_share_the_vectors_memory_in_the_parameters_shapes():
     assert vector.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -1.0]
 
 
+def test_any_number_of_vectors_may_take_turns():
+    flat = FlatParameters(net())
+    kept = [torch.full((10,), float(i)) for i in range(7)]
+    for _ in range(2):
+        for vector in kept:
+            vector += 100
+            flat.write(vector)
+            assert torch.equal(flat.read(), vector)
+            temporary = torch.arange(10.0) - vector  # its memory may be that of the one before
+            flat.write(temporary)
+            assert torch.equal(flat.read(flat.empty()), temporary)
+            assert torch.equal(flat.update_from(vector, flat.empty()), vector - temporary)
+            del temporary
+
+
 def test_frozen_parameters_take_no_part():
     module = net()
     module[0].weight.requires_grad_(False)

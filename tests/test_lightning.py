@@ -73,7 +73,13 @@ def test_validation_sees_the_aggregated_model(fit):
 def test_val_check_interval_counts_rounds(fit):
     counts = []
     callback = LambdaCallback(on_validation_end=lambda trainer, _: counts.append(trainer.strategy.round_index))
-    fit(LBGMFederated(num_clients=4, rounds_per_epoch=6), val=True, callbacks=[callback], max_epochs=1, val_check_interval=2)
+    fit(
+        LBGMFederated(num_clients=4, rounds_per_epoch=6),
+        val=True,
+        callbacks=[callback],
+        max_epochs=1,
+        val_check_interval=2,
+    )
     assert counts == [2, 4, 6]
 
 
@@ -310,13 +316,17 @@ def test_bf16_mixed_precision_trains_float32_parameters(fit):
             dtypes.append(self(batch[0]).dtype)
             return super().training_step(batch, batch_idx)
 
-    trainer, module = fit(LBGMFederated(num_clients=4, seed=0), module=Module(), precision="bf16-mixed", max_epochs=40, val=True)
+    trainer, module = fit(
+        LBGMFederated(num_clients=4, seed=0), module=Module(), precision="bf16-mixed", max_epochs=40, val=True
+    )
     assert set(dtypes) == {torch.bfloat16}
     assert module.net.weight.dtype == torch.float32
     assert trainer.callback_metrics["val/acc"] > 0.8
 
 
-@pytest.mark.parametrize(("precision", "dtype", "bits"), [("64-true", torch.float64, 64), ("bf16-true", torch.bfloat16, 32)])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "bits"), [("64-true", torch.float64, 64), ("bf16-true", torch.bfloat16, 32)]
+)
 def test_true_precisions(fit, precision, dtype, bits):
     trainer, module = fit(LBGMFederated(num_clients=4, uplink=[], seed=0), precision=precision, max_epochs=2)
     assert module.net.weight.dtype == dtype
@@ -332,7 +342,9 @@ def test_a_compiled_module_trains_like_an_eager_one(fit):
     torch.manual_seed(0)
     eager, eager_module = fit(LBGMFederated(num_clients=4, seed=0), max_epochs=3)
     torch.testing.assert_close(flat_params(trainer.lightning_module), flat_params(eager_module), atol=1e-5, rtol=1e-4)
-    assert trainer.callback_metrics["train/loss"] == pytest.approx(float(eager.callback_metrics["train/loss"]), rel=1e-4)
+    assert trainer.callback_metrics["train/loss"] == pytest.approx(
+        float(eager.callback_metrics["train/loss"]), rel=1e-4
+    )
 
 
 def test_step_hooks_are_called_at_every_local_step(fit):

@@ -25,7 +25,9 @@ def reference_lbgm(dataset, owner, rounds, lr, threshold, granularity="model"):
         total = torch.zeros_like(theta)
         for k in range(int(owner.max()) + 1):
             nn.utils.vector_to_parameters(theta.clone(), net.parameters())
-            grads = torch.autograd.grad(nn.functional.cross_entropy(net(x[owner == k]), y[owner == k]), net.parameters())
+            grads = torch.autograd.grad(
+                nn.functional.cross_entropy(net(x[owner == k]), y[owner == k]), net.parameters()
+            )
             update = lr * torch.cat([g.reshape(-1) for g in grads])
             sent = []
             for i, g in enumerate(update.split(cuts)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -54,45 +56,53 @@ def data() -> TensorDataset:
     return make_data()
 
 
+def build_trainer(root, strategy=None, **kwargs) -> pl.Trainer:
+    """Make a quiet Trainer on the CPU; keyword arguments replace its settings."""
+    settings = {
+        "accelerator": "cpu",
+        "max_epochs": 3,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": root,
+    }
+    if strategy is None:
+        strategy = LBGMFederated(num_clients=4, seed=0)
+    return pl.Trainer(strategy=strategy, **{**settings, **kwargs})
+
+
+def fit_tiny(
+    root,
+    strategy=None,
+    module=None,
+    dataset=None,
+    batch_size=1000,
+    shuffle=False,
+    val=False,
+    ckpt_path=None,
+    **kwargs,
+):
+    """Train a seeded TinyModule and return (trainer, module)."""
+    if module is None:
+        torch.manual_seed(0)
+        module = TinyModule()
+    trainer = build_trainer(root, strategy, **kwargs)
+    loader = DataLoader(dataset or make_data(), batch_size=batch_size, shuffle=shuffle)
+    val_loader = DataLoader(make_data(30, seed=1), batch_size=30) if val else None
+    trainer.fit(module, loader, val_loader, ckpt_path=ckpt_path)
+    return trainer, module
+
+
 @pytest.fixture
 def make_trainer(tmp_path):
-    """Return a function that makes a Trainer; keyword arguments go to the strategy or replace Trainer's."""
-
-    def make(strategy=None, **kwargs) -> pl.Trainer:
-        settings = {
-            "accelerator": "cpu",
-            "max_epochs": 3,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "default_root_dir": tmp_path,
-        }
-        if strategy is None:
-            strategy = LBGMFederated(num_clients=4, seed=0)
-        return pl.Trainer(strategy=strategy, **{**settings, **kwargs})
-
-    return make
+    return functools.partial(build_trainer, tmp_path)
 
 
 @pytest.fixture
-def fit(make_trainer, data):
-    """Return a function that trains a seeded TinyModule and returns (trainer, module)."""
-
-    def run(
-        strategy=None, module=None, dataset=None, batch_size=1000, shuffle=False, val=False, ckpt_path=None, **kwargs
-    ):
-        if module is None:
-            torch.manual_seed(0)
-            module = TinyModule()
-        trainer = make_trainer(strategy, **kwargs)
-        loader = DataLoader(dataset or data, batch_size=batch_size, shuffle=shuffle)
-        val_loader = DataLoader(make_data(30, seed=1), batch_size=30) if val else None
-        trainer.fit(module, loader, val_loader, ckpt_path=ckpt_path)
-        return trainer, module
-
-    return run
+def fit(tmp_path):
+    return functools.partial(fit_tiny, tmp_path)
 
 
 class Recorder(pl.Callback):

@@ -204,7 +204,7 @@ def test_update_norm_is_that_of_the_servers_step(fit):
 
 
 def test_byte_counts_in_callback_metrics_are_exact(fit):
-    # 2^24 + 1 is the first integer that float32 cannot hold: 100 clients x 50,003 parameters x 4 bytes is odd / 4 of it.
+    # From 2^24 on, float32 cannot hold every integer.
     module = TinyModule(net=nn.Sequential(nn.Linear(6, 5000), nn.Linear(5000, 3)))
     trainer, _ = fit(LBGMFederated(num_clients=60, uplink=[]), module=module, max_epochs=7)
     expected = 7 * 60 * 4 * (6 * 5000 + 5000 + 5000 * 3 + 3)

@@ -31,10 +31,10 @@ def reference_lbgm(dataset, owner, rounds, lr, threshold, granularity="model"):
             update = lr * torch.cat([g.reshape(-1) for g in grads])
             sent = []
             for i, g in enumerate(update.split(cuts)):
-                l = lbgs.get((k, i))
-                error = 1.0 if l is None else float(1 - (g @ l) ** 2 / ((g @ g) * (l @ l)))
-                if error <= threshold and l is not None:
-                    sent.append((g @ l) / (l @ l) * l)
+                lbg = lbgs.get((k, i))
+                error = 1.0 if lbg is None else float(1 - (g @ lbg) ** 2 / ((g @ g) * (lbg @ lbg)))
+                if error <= threshold and lbg is not None:
+                    sent.append((g @ lbg) / (lbg @ lbg) * lbg)
                 else:
                     lbgs[k, i] = g
                     sent.append(g)

@@ -1,0 +1,88 @@
+"""LightningCLI: the strategy and its nested objects from YAML."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from conftest import TinyModule, make_data
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningCLI
+from torch.utils.data import DataLoader
+
+from lightning_lbgm import ErrorFeedback, LBGMFederated, LookBack, PathologicalPartitioner, TopK
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(make_data(), batch_size=4)
+
+
+class Module(TinyModule):
+    def __init__(self, lr: float = 0.3) -> None:
+        super().__init__(lr=lr)
+
+
+def run(tmp_path, strategy, *args):
+    config = {
+        "trainer": {
+            "strategy": strategy,
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "default_root_dir": str(tmp_path),
+        }
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = ["fit", "--config", str(tmp_path / "config.yaml"), *args]
+    return LightningCLI(Module, Data, args=command, save_config_callback=None)
+
+
+def test_a_config_with_nested_objects_trains(tmp_path):
+    strategy = {
+        "class_path": "lightning_lbgm.LBGMFederated",
+        "init_args": {
+            "num_clients": 5,
+            "partitioner": {
+                "class_path": "lightning_lbgm.PathologicalPartitioner",
+                "init_args": {"classes_per_client": 2},
+            },
+            "uplink": [
+                {
+                    "class_path": "lightning_lbgm.ErrorFeedback",
+                    "init_args": {
+                        "stage": {"class_path": "lightning_lbgm.TopK", "init_args": {"fraction": 0.5}},
+                    },
+                },
+                {"class_path": "lightning_lbgm.LookBack", "init_args": {"threshold": 0.3, "granularity": "layer"}},
+            ],
+            "clients_per_round": 0.6,
+            "local_steps": 2,
+            "server_optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}},
+        },
+    }
+    trained = run(tmp_path, strategy).trainer.strategy
+    assert isinstance(trained, LBGMFederated)
+    assert isinstance(trained.partitioner, PathologicalPartitioner)
+    feedback, look_back = trained.uplink.stages
+    assert isinstance(feedback, ErrorFeedback)
+    assert isinstance(feedback.stage.stages[0], TopK)
+    assert isinstance(look_back, LookBack)
+    assert (look_back.threshold, look_back.granularity, trained.cohort_size) == (0.3, "layer", 3)
+    assert isinstance(trained._federation.server.optimizer, torch.optim.Adam)
+    assert trained.round_index == 2
+
+
+@pytest.mark.parametrize("name", ["lbgm_federated", "fedavg"])
+def test_a_registered_name_trains(tmp_path, name):
+    assert run(tmp_path, name).trainer.strategy.round_index == 2
+
+
+def test_the_command_line_overrides_the_config(tmp_path):
+    strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {"num_clients": 3}}
+    trained = run(
+        tmp_path, strategy, "--trainer.strategy.init_args.uplink=[]", "--trainer.max_epochs=1"
+    ).trainer.strategy
+    assert (repr(trained.uplink), trained.num_clients, trained.round_index) == ("[]", 3, 1)

@@ -1,0 +1,172 @@
+"""What a real sqlite MLflow store holds after a run."""
+
+from __future__ import annotations
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import Recorder, TinyModule, fit_tiny
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
+from mlflow.tracking import MlflowClient
+
+from lightning_lbgm import LBGMCallback, LBGMFederated, LookBack, PathologicalPartitioner
+
+NAMES = [
+    "comm/uplink_bytes",
+    "comm/uplink_bytes_total",
+    "comm/uplink_floats_total",
+    "comm/downlink_bytes_total",
+    "comm/savings",
+    "lbgm/recycled_fraction",
+    "lbgm/lbp_error_mean",
+    "fl/cohort_size",
+    "fl/update_norm",
+    "fl/rejected_clients",
+]
+
+
+@pytest.fixture(scope="module")
+def make_logger(tmp_path_factory):
+    """Return a function that makes a logger; all share one store, whose tables take seconds to create."""
+    root = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
+
+    def make(**kwargs):
+        return MLFlowLogger(
+            "fl", tracking_uri=f"sqlite:///{root}/mlflow.db", artifact_location=(root / "artifacts").as_uri(), **kwargs
+        )
+
+    yield make
+    mlflow.set_tracking_uri(before)  # the logger sets it for the whole process
+
+
+def clients_table(logger):
+    client = logger.experiment
+    return client.load_table(logger.experiment_id, "federated/clients.json", run_ids=[logger.run_id])
+
+
+def artifacts(client: MlflowClient, run_id: str, path: str | None = None) -> set[str]:
+    found = client.list_artifacts(run_id, path)
+    return {a.path for a in found if not a.is_dir}.union(
+        *(artifacts(client, run_id, a.path) for a in found if a.is_dir)
+    )
+
+
+@pytest.fixture(scope="module")
+def run(make_logger, tmp_path_factory):
+    """Train for six rounds and return (logger, stored run, reports, run folder)."""
+    logger, recorder, root = make_logger(), Recorder(), tmp_path_factory.mktemp("run")
+    strategy = LBGMFederated(
+        num_clients=4, clients_per_round=3, partitioner=PathologicalPartitioner(2), uplink=[LookBack(0.5)], seed=5
+    )
+    fit_tiny(root, strategy, logger=logger, callbacks=[recorder], max_epochs=6, val=True)
+    return logger, logger.experiment.get_run(logger.run_id), recorder.reports, root
+
+
+def test_every_metric_is_stored_every_round_with_the_round_as_step(run):
+    logger, stored, reports, _ = run
+    client = logger.experiment
+    series = {name: client.get_metric_history(stored.info.run_id, name) for name in NAMES}
+    assert all([m.step for m in history] == [0, 1, 2, 3, 4, 5] for history in series.values())
+    sent = [report.uplink_bits / 8 for report in reports]
+    assert [m.value for m in series["comm/uplink_bytes"]] == sent
+    assert [m.value for m in series["comm/uplink_bytes_total"]] == list(np.cumsum(sent))
+    dense = 3 * 84 * np.arange(1, 7)
+    np.testing.assert_allclose([m.value for m in series["comm/savings"]], 1 - np.cumsum(sent) / dense)
+    assert [m.value for m in series["comm/downlink_bytes_total"]] == list(dense)
+    assert [m.value for m in series["lbgm/lbp_error_mean"]] == [report.lbp_error_mean for report in reports]
+    for name in ("val/acc", "train/loss"):  # the user's own stand beside them
+        assert [m.step for m in client.get_metric_history(stored.info.run_id, name)] == [0, 1, 2, 3, 4, 5]
+    assert stored.info.status == "FINISHED"
+
+
+def test_the_resolved_settings_are_params(run):
+    params = {
+        name.removeprefix("federated/"): v for name, v in run[1].data.params.items() if name.startswith("federated")
+    }
+    assert params == {
+        "num_clients": "4",
+        "partitioner": "PathologicalPartitioner(classes_per_client=2)",
+        "uplink": "[LookBack(threshold=0.5, granularity='model')]",
+        "clients_per_round": "3",
+        "local_epochs": "1",
+        "local_steps": "None",
+        "server_optimizer": "SGD(lr=1.0)",
+        "weighting": "examples",
+        "buffers": "average",
+        "rounds_per_epoch": "1",
+        "seed": "5",
+        "num_parameters": "21",
+    }
+
+
+def test_the_clients_table_is_an_artifact(run):
+    logger, _, reports, _ = run
+    table = clients_table(logger)
+    clients = [client for report in reports for client in report.clients]
+    assert table["round"].tolist() == [r for r in range(6) for _ in range(3)]
+    assert table["client"].tolist() == [client.client_id for client in clients]
+    assert table["decision"].tolist() == [client.outcome for client in clients]
+    assert {"recycled", "refreshed"} == set(table["decision"])
+    assert table["uplink_bytes"].tolist() == [4 if d == "recycled" else 84 for d in table["decision"]]
+    np.testing.assert_allclose(table["lbp_error"], [client.lbp_error for client in clients])
+
+
+def test_the_figures_are_artifacts(run):
+    logger = run[0]
+    assert artifacts(logger.experiment, logger.run_id) == {
+        "federated/clients.json",
+        "figures/metric_vs_uplink.png",
+        "figures/lbp_error.png",
+    }
+
+
+def test_an_mlflow_run_leaves_no_files_in_the_run_folder(run):
+    assert not list(run[3].iterdir())
+
+
+def test_a_resumed_run_continues_in_the_same_mlflow_run(fit, make_logger, tmp_path):
+    first = make_logger()
+    trainer, _ = fit(LBGMFederated(num_clients=3, seed=0), logger=first, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = make_logger(run_id=first.run_id)
+    fit(LBGMFederated(num_clients=3, seed=0), logger=again, max_epochs=4, ckpt_path=tmp_path / "a.ckpt")
+    assert [m.step for m in first.experiment.get_metric_history(first.run_id, "comm/savings")] == [0, 1, 2, 3]
+    table = clients_table(first)
+    assert table["round"].tolist() == [r for r in range(4) for _ in range(3)]
+
+
+def test_a_failed_run_keeps_its_table(fit, make_logger):
+    class Failing(TinyModule):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 2:
+                raise RuntimeError("boom")
+            return super().training_step(batch, batch_idx)
+
+    logger = make_logger()
+    with pytest.raises(RuntimeError, match="boom"):
+        fit(LBGMFederated(num_clients=3), module=Failing(), logger=logger, max_epochs=4)
+    table = clients_table(logger)
+    assert table["round"].tolist() == [0] * 3 + [1] * 3
+    assert logger.experiment.get_run(logger.run_id).info.status == "FAILED"
+
+
+def test_without_mlflow_the_files_go_to_the_loggers_folder(fit, tmp_path):
+    fit(LBGMFederated(num_clients=3), logger=CSVLogger(tmp_path, name="run", version=0), val=True)
+    files = {path.name for path in (tmp_path / "run" / "version_0").rglob("*") if path.is_file()}
+    assert {"clients.csv", "metric_vs_uplink.png", "lbp_error.png"} <= files
+    lines = (tmp_path / "run" / "version_0" / "clients.csv").read_text().splitlines()
+    assert lines[0].startswith("round,client,decision,lbp_error,lbc,uplink_bytes")
+    assert len(lines) == 1 + 3 * 3
+
+
+def test_without_a_logger_the_figures_go_to_the_root_folder(fit, tmp_path):
+    fit(LBGMFederated(num_clients=3), val=True)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"metric_vs_uplink.png", "lbp_error.png"}
+
+
+def test_outputs_can_be_switched_off(fit, tmp_path):
+    callback = LBGMCallback(client_table=False, figures=False)
+    fit(LBGMFederated(num_clients=3), logger=CSVLogger(tmp_path, version=0), callbacks=[callback], val=True)
+    assert not list(tmp_path.rglob("*.png"))
+    assert not list(tmp_path.rglob("clients.csv"))

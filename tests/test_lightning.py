@@ -116,8 +116,8 @@ def test_a_scheduler_may_ask_for_the_number_of_steps(fit):
 
 
 def test_logged_values_are_the_cohorts_weighted_mean(fit, tmp_path):
-    # Client 0 has 2 examples, client 1 has 5, batches of up to 2: sizes 2 | 2, 2, 1. With lr = 0 and features as values,
-    # the mean of the logged batch means weighted by size is the mean over the seven examples, 22 / 7.
+    # Client 0 has 2 examples, client 1 has 5, batches of up to 2: sizes 2 | 2, 2, 1. With lr = 0 and features as values
+    # the mean of the logged batch means, weighted by size, is the mean over the seven examples, 22 / 7.
     x = torch.tensor([1.0, 2, 3, 4, 5, 6, 1])[:, None].repeat(1, 6)
 
     class Module(TinyModule):
@@ -295,7 +295,7 @@ def test_averaged_batch_norm_buffers_by_hand(fit):
 def test_gradient_clipping_applies_to_every_local_step(fit, algorithm):
     # SGD with lr 1 and one local step: the update is the clipped gradient itself.
     recorder = Recorder()
-    trainer, _ = fit(
+    fit(
         LBGMFederated(num_clients=3, uplink=[]),
         module=TinyModule(lr=1.0),
         gradient_clip_val=1e-3,

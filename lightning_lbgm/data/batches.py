@@ -61,8 +61,9 @@ class BatchPlan:
         batches: list[Tensor] = []
         while len(batches) < num_steps:
             order = partition[torch.randperm(n, generator=generator)] if self.shuffle else partition
-            batches.extend(order.split(self.batch_size)[:per_pass])
-        return batches[:num_steps]
+            wanted = min(per_pass, num_steps - len(batches))
+            batches.extend(order[: wanted * self.batch_size].split(self.batch_size))
+        return batches
 
 
 def bulk_reader(dataset: Dataset[Any]) -> BulkReader | None:

@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from lightning_lbgm.uplink import Chain, Coefficients, Dense, ErrorFeedback, LookBack, SignSGD, TopK, as_chain
+from lightning_lbgm.uplink import (
+    Chain,
+    Coefficients,
+    Decision,
+    Dense,
+    Encoded,
+    ErrorFeedback,
+    LookBack,
+    SignSGD,
+    Stage,
+    TopK,
+    as_chain,
+)
 
 UPDATE = torch.tensor([4.0, -3.0, 0.5, 1.0])
 
@@ -48,6 +60,17 @@ def test_the_decision_of_a_look_back_inside_error_feedback_reaches_the_outside()
     assert chain.encode(Dense(UPDATE), state).decision.recycled == (True,)
 
 
+def test_what_a_stage_before_the_last_decided_is_kept():
+    class Deciding(Stage):
+        def encode(self, update, state):
+            return Encoded(update, Decision((False,), (0.5,), (float("nan"),)))
+
+    chain = as_chain([Deciding(), TopK(0.5)])
+    payload, decision = chain.encode(Dense(UPDATE), chain.init())
+    assert decision.errors == (0.5,)
+    assert payload.num_bits == 2 * 64
+
+
 def test_a_chain_of_compressors_makes_no_decision():
     chain = as_chain([ErrorFeedback(TopK(0.5)), SignSGD()])
     assert chain.encode(Dense(UPDATE), chain.init()).decision is None
@@ -63,9 +86,9 @@ def test_a_stage_a_list_and_a_chain_make_the_same_chain():
 
 def test_the_chain_does_not_follow_later_changes_of_the_list():
     stages = [TopK(0.5)]
-    chain = as_chain(stages)
+    chains = [Chain(stages), as_chain(stages)]
     stages.append(SignSGD())
-    assert len(chain.stages) == 1
+    assert [len(chain.stages) for chain in chains] == [1, 1]
 
 
 @pytest.mark.parametrize(

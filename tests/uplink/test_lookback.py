@@ -88,6 +88,12 @@ def test_the_error_is_clamped_against_round_off():
     assert lbp_error(0.0, 1.0, 1.0) == 1.0
 
 
+@pytest.mark.parametrize("scale", [1e-150, 1e-100, 1e100, 1e150])
+def test_the_error_does_not_under_or_overflow(scale):
+    # g = (1, 1) and l = (1, 0), both times the scale: 45 degrees. The product of the norms is 2 scale^4.
+    assert lbp_error(scale**2, 2 * scale**2, scale**2) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e-10, 1e10, 1e20])
 @pytest.mark.parametrize("granularity", ["model", "layer"])
 @given(seed=seeds)
@@ -244,6 +250,7 @@ def test_a_run_follows_the_algorithm_step_by_step(seed, threshold):
         payload, decision = stage.encode(Dense(update), state)
         assert decision.errors[0] == pytest.approx(error, abs=1e-10)
         assert decision.recycled == (error <= threshold,)
+        assert payload.sizes == (8,)
         decoded = stage.reconstruct(payload, state).dense().numpy()
         if error <= threshold:
             rho = float(g @ reference) / float(reference @ reference)
@@ -375,6 +382,7 @@ def test_layers_are_tested_each_for_itself():
     assert decision.recycled == (True, False, True)
     assert decision.errors == (0.0, 1.0, 0.0)
     assert [type(part) for part in payload.parts] == [Coefficients, Dense, Coefficients]
+    assert [part.sizes for part in payload.parts] == [(2,), (2,), (1,)]
     assert payload.num_bits == 32 + 2 * 32 + 32
     assert stage.reconstruct(payload, state).dense().tolist() == [2.0, 4.0, 0.0, 3.0, 0.0]
     assert [lbg(state, i).tolist() for i in range(3)] == [[1.0, 2.0], [0.0, 3.0], [5.0]]

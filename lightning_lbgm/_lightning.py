@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_MODULE_STEP_HOOKS = ("optimizer_zero_grad", "backward", "configure_gradient_clipping")
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _LOG_ARGUMENTS = tuple(inspect.signature(pl.LightningModule.log).parameters)[3:]  # after self, name and value
 
@@ -80,8 +81,8 @@ def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[No
 
 def batch_transfer(
     trainer: pl.Trainer, module: pl.LightningModule, to_device: Callable[[Any], Any]
-) -> Callable[[Any], Any]:
-    """Return what Lightning does to a batch before ``training_step``, and nothing more than is needed.
+) -> Callable[[Any], Any] | None:
+    """Return what Lightning does to a batch before ``training_step``; None where that is nothing.
 
     Args:
         trainer: The trainer.
@@ -91,7 +92,7 @@ def batch_transfer(
     owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
     hooked = any(is_overridden(hook, owner) for hook in _BATCH_HOOKS for owner in owners)
     if trainer.strategy.root_device.type == "cpu" and not hooked and type(trainer.precision_plugin) is Precision:
-        return lambda batch: batch
+        return None
 
     def transfer(batch: Any) -> Any:
         batch = trainer.precision_plugin.convert_input(batch)
@@ -105,7 +106,7 @@ def local_step(
     module: pl.LightningModule,
     optimizer: Optimizer,
     takes_index: bool,
-    transfer: Callable[[Any], Any],
+    transfer: Callable[[Any], Any] | None,
     backward: Callable[[Tensor, Optimizer], Tensor],
 ) -> Callable[[Any, int], Tensor | None]:
     """Return a function that makes one local optimizer step as Lightning's automatic optimization would, for a round.
@@ -115,49 +116,44 @@ def local_step(
         module: The module.
         optimizer: The client optimizer.
         takes_index: Whether ``training_step`` takes a ``batch_idx``; it gets the index of the local step.
-        transfer: Applied to each batch.
+        transfer: Applied to each batch, where given.
         backward: The strategy's own backward, with the precision plugin's scaling and the hooks around it.
     """
     precision = trainer.precision_plugin
     hooked = any(is_overridden(hook, callback) for hook in _STEP_HOOKS for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    plain = type(precision) is Precision and not hooked
-    epoch, clip_value, algorithm = trainer.current_epoch, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
-    clips = clip_value or is_overridden("configure_gradient_clipping", module)
-
-    def forward(batch: Any, index: int) -> Tensor | None:
-        output = module.training_step(batch, index) if takes_index else module.training_step(batch)
-        return _loss_of(output)
+    hooked |= any(is_overridden(hook, module) for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS))
+    training_step = module.training_step if takes_index else lambda batch, index: module.training_step(batch)
+    clip_value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
 
     def plain_step(batch: Any, index: int) -> Tensor | None:
-        # What the full step does, without context managers and look-ups that would find nothing to do.
-        batch = transfer(batch)
+        # What the full step does, without the context managers, hooks and look-ups that would find nothing to do.
+        if transfer is not None:
+            batch = transfer(batch)
 
         def closure() -> Tensor | None:
-            loss = forward(batch, index)
-            module.on_before_zero_grad(optimizer)
-            module.optimizer_zero_grad(epoch, index, optimizer)
+            output = training_step(batch, index)
+            loss = output if type(output) is Tensor else _loss_of(output)
+            optimizer.zero_grad()
             if loss is not None:
-                module.on_before_backward(loss)
-                module.backward(loss)
-                module.on_after_backward()
-            module.on_before_optimizer_step(optimizer)
-            if clips:
+                loss.backward()
+            if clip_value:
                 module.configure_gradient_clipping(optimizer, clip_value, algorithm)
             return loss
 
         return optimizer.step(closure)  # type: ignore[arg-type, return-value]
 
     def full_step(batch: Any, index: int) -> Tensor | None:
-        batch = transfer(batch)
+        if transfer is not None:
+            batch = transfer(batch)
         losses: list[Tensor | None] = []
 
         def closure() -> Tensor | None:
             with precision.train_step_context():
-                loss = forward(batch, index)
+                loss = _loss_of(training_step(batch, index))
             losses.append(loss)
             call._call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
             module.on_before_zero_grad(optimizer)
-            module.optimizer_zero_grad(epoch, index, optimizer)
+            module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
             if loss is not None:
                 backward(loss, optimizer)
             return loss
@@ -165,7 +161,7 @@ def local_step(
         precision.optimizer_step(optimizer, model=module, closure=closure)
         return losses[0]
 
-    return plain_step if plain else full_step
+    return full_step if hooked or type(precision) is not Precision else plain_step
 
 
 def _loss_of(output: Any) -> Tensor | None:

@@ -57,12 +57,15 @@ class FlatParameters:
         if len(devices) > 1:
             raise ValueError(f"The trainable parameters lie on several devices: {sorted(map(str, devices))}.")
         self.device = devices.pop()
+        self._dtypes = tuple(parameter.dtype for parameter in self.parameters)
         self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def is_current(self, module: nn.Module) -> bool:
-        """Tell whether the module's trainable parameters are still the ones seen at construction."""
+        """Tell whether the module's trainable parameters are still the ones seen at construction, in dtype too."""
         trainable = [p for p in module.parameters() if p.requires_grad]
-        return len(trainable) == len(self.parameters) and all(a is b for a, b in zip(trainable, self.parameters))
+        return len(trainable) == len(self.parameters) and all(
+            new is old and new.dtype == dtype for new, old, dtype in zip(trainable, self.parameters, self._dtypes)
+        )
 
     def empty(self) -> Tensor:
         """Allocate an uninitialised vector of shape ``(M,)``."""

@@ -30,7 +30,7 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
         >>> derive_seed(0, "cohort", 3) == derive_seed(0, "batches", 3)
         False
     """
-    text = repr((seed, purpose, indices)).encode()
+    text = repr((int(seed), purpose, tuple(map(int, indices)))).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 

@@ -75,7 +75,7 @@ class Server:
             The L2 norm of the average update.
         """
         norm = 0.0
-        if self._num_received:
+        if self._total_weight > 0:
             if self._num_received < cohort_size:
                 self._sum.div_(self._total_weight)
             norm = inner(self._sum, self._sum) ** 0.5

@@ -200,6 +200,19 @@ def test_each_client_starts_from_the_servers_buffers_of_every_kind(mode):
         module.drift()
 
 
+def test_reading_copies_the_buffers_of_every_kind():
+    module = Mixed()
+    copies = Buffers(module, "average").read()
+    module.drift()
+    assert {name: copy.tolist() for name, copy in copies.items()} == {
+        "inner.center": [0.0, 0.0, 0.0],
+        "inner.cache": [0.0, 0.0],
+        "scale": [1.0, 1.0],
+        "steps": 5,
+        "seen": False,
+    }
+
+
 def test_unchanged_buffers_are_not_sent():
     module = Mixed()
     buffers = Buffers(module, "average")

@@ -33,6 +33,7 @@ from lightning_lbgm import (
         (lambda: ErrorFeedback(0.1), TypeError, "stage.*0.1"),
         (lambda: LBGMFederated(uplink=[LookBack(), TopK(0.1)]), ValueError, r"LookBack.*must be the last.*TopK"),
         (lambda: LBGMFederated(uplink=[0.2]), TypeError, r"uplink.*0\.2"),
+        (lambda: LBGMFederated(uplink=0.2), TypeError, r"uplink.*0\.2, a float"),
         (lambda: LBGMFederated(num_clients=0), ValueError, "num_clients.*0"),
         (lambda: LBGMFederated(num_clients=2.5), ValueError, r"num_clients.*2\.5"),
         (lambda: LBGMFederated(local_epochs=1, local_steps=5), ValueError, "local_epochs=1.*local_steps=5.*one of"),

@@ -12,8 +12,6 @@ from torchmetrics import Metric
 
 __all__ = ["LogCapture"]
 
-_SUMMED_DTYPES = (torch.float32, torch.float64)
-
 
 @dataclass
 class _Entry:
@@ -28,10 +26,12 @@ class _Entry:
     def add(self, value: Tensor, weight: float) -> None:
         """Take a value, shape ``()``, detached; it is not kept."""
         self.weight += weight
-        if self.reduction == "mean":
-            self._combine(value, weight)
-        elif self.reduction == "sum" or self.total is None:
-            self._combine(value, 1.0)
+        if self.total is None:
+            self.total = value * weight if self.reduction == "mean" else value.clone()
+        elif self.reduction == "mean":
+            self.total.add_(value, alpha=weight)
+        elif self.reduction == "sum":
+            self.total.add_(value)
         else:
             self.total = (torch.maximum if self.reduction == "max" else torch.minimum)(self.total, value)
 
@@ -40,17 +40,13 @@ class _Entry:
         self.last = other.last
         if other.total is None:
             return
-        if self.reduction in ("mean", "sum"):
+        if self.reduction == "mean" and self.total is not None:
             self.weight += other.weight
-            self._combine(other.total, 1.0)
+            self.total.add_(other.total)
+        elif self.reduction == "mean":
+            self.weight, self.total = other.weight, other.total
         else:
             self.add(other.total, other.weight)
-
-    def _combine(self, value: Tensor, factor: float) -> None:
-        if self.total is None:
-            self.total = value * factor
-        else:
-            self.total.add_(value, alpha=factor)
 
     def value(self) -> Any:
         reduced: Tensor | None = self.total
@@ -93,18 +89,26 @@ class LogCapture:
         if entry is None:
             entry = self._client[name] = _Entry(options, _reduction_name(options.get("reduce_fx", "mean")))
         weight = options.get("batch_size") or self.batch_size
-        if isinstance(value, Metric):
+        if isinstance(value, Tensor):
+            self._record_tensor(entry, value, weight)
+        elif isinstance(value, Metric):
             entry.last = value
-            value = value._forward_cache
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.detach()
-            if value.ndim:
-                value = value.reshape(())
-            entry.add(value if value.dtype in _SUMMED_DTYPES else value.float(), weight)
+            if isinstance(value._forward_cache, Tensor):
+                self._record_tensor(entry, value._forward_cache, weight)
         elif isinstance(value, (int, float)):
             entry.add(torch.tensor(float(value)), weight)
         elif entry.last is None:
             entry.last = value
+
+    @staticmethod
+    def _record_tensor(entry: _Entry, value: Tensor, weight: float) -> None:
+        if value.ndim or value.dtype is not torch.float32:
+            if value.numel() != 1:  # Lightning's own `log` will say what is wrong
+                entry.last = value if entry.last is None else entry.last
+                return
+            value = value.reshape(())
+            value = value if value.dtype is torch.float64 else value.float()
+        entry.add(value.detach(), weight)
 
     def accept(self) -> None:
         """Count what the client logged."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
 from lightning_lbgm.data.batches import BatchPlan, bulk_reader
-from lightning_lbgm.rng import derive_seed, generator, isolated_rng, seed_global_rng
+from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 
 __all__ = ["ClientFeed", "LocalBatch", "plan_from_loader"]
 
@@ -73,6 +73,7 @@ class ClientFeed:
         self.plan = plan
         self.partitions = list(partitions)
         self.seed = seed
+        self._generator = torch.Generator()
         self._dataset = loader.dataset
         self._collate = loader.collate_fn
         self._bulk = bulk_reader(loader.dataset) if loader.collate_fn is default_collate else None
@@ -117,8 +118,8 @@ class ClientFeed:
                     pass
 
     def _order(self, round_index: int, client_id: int) -> list[Tensor]:
-        order = generator(self.seed, "batches", round_index, client_id)
-        return self.plan.batches(self.partitions[client_id], order)
+        self._generator.manual_seed(derive_seed(self.seed, "batches", round_index, client_id))
+        return self.plan.batches(self.partitions[client_id], self._generator)
 
     def _client_requests(self, round_index: int, client_id: int) -> list[_Request]:
         return [

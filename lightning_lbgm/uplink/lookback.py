@@ -140,8 +140,11 @@ class LookBack(Stage):
             return 1.0, math.nan
         dot = update.dot(Payload.from_state(lbg["payload"]))
         error = lbp_error(dot, squared_norm, lbg_squared_norm)
-        recycle = self.threshold > 0 and error <= self.threshold
-        return error, dot / lbg_squared_norm if recycle else math.nan
+        coefficient = dot / lbg_squared_norm
+        # A coefficient that its dtype cannot hold would decode to something that is not finite.
+        fits = abs(coefficient) <= torch.finfo(_coefficient_dtype(update)).max
+        recycle = self.threshold > 0 and error <= self.threshold and fits
+        return error, coefficient if recycle else math.nan
 
 
 def _coefficient_dtype(payload: Payload) -> torch.dtype:
@@ -151,14 +154,14 @@ def _coefficient_dtype(payload: Payload) -> torch.dtype:
 
 def _store_lbg(state: State, index: int, update: Payload) -> None:
     """Keep a copy of a fully sent update, in the storage of the LBG before it where that fits."""
-    new = update.to_state()
     old = state["lbgs"].get(index)
-    tensors = update.tensors()
-    kept = old["payload"]["tensors"] if old is not None and "tensors" in old["payload"] else []
-    if len(kept) == len(tensors) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(kept, tensors)):
-        for a, b in zip(kept, tensors):
+    kept = Payload.from_state(old["payload"]).tensors() if old is not None else []
+    new = update.tensors()
+    if len(kept) == len(new) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(kept, new)):
+        assert old is not None
+        payload = old["payload"]
+        for a, b in zip(kept, new):
             a.copy_(b)
-        new["tensors"] = kept
     else:
-        new["tensors"] = [tensor.clone() for tensor in tensors]
-    state["lbgs"][index] = {"payload": new, "squared_norm": update.squared_norm()}
+        payload = update.clone().to_state()
+    state["lbgs"][index] = {"payload": payload, "squared_norm": update.squared_norm()}

@@ -84,6 +84,10 @@ class Payload(ABC):
         """Cut into one payload per parameter tensor."""
         return [Dense(part) for part in self.dense().split(self.sizes)]
 
+    def clone(self) -> Payload:
+        """Copy the payload with its tensors."""
+        return self._from_state({**self.to_state(), "tensors": [tensor.clone() for tensor in self.tensors()]})
+
     def to_state(self) -> dict[str, Any]:
         """Return the payload as built-ins and tensors, for checkpoints. Tensors are shared, not copied."""
         return {"kind": type(self).__name__, "sizes": list(self.sizes), "tensors": self.tensors()}
@@ -259,6 +263,9 @@ class Blocks(Payload):
 
     def split(self) -> list[Payload]:
         return self.parts
+
+    def clone(self) -> Payload:
+        return Blocks([part.clone() for part in self.parts])
 
     def to_state(self) -> dict[str, Any]:
         return {"kind": "Blocks", "parts": [part.to_state() for part in self.parts]}

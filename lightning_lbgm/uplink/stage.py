@@ -93,12 +93,11 @@ class Chain(Stage):
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
+        if isinstance(stages, str) or not isinstance(stages, Sequence):
+            raise _not_a_stage(stages)
         for stage in stages:
             if not isinstance(stage, Stage):
-                raise TypeError(
-                    f"`uplink` takes stages such as `TopK(0.1)` or `LookBack(0.2)`; got {stage!r},"
-                    f" a {type(stage).__name__}."
-                )
+                raise _not_a_stage(stage)
         for stage, following in itertools.pairwise(stages):
             if stage.terminal:
                 raise ValueError(
@@ -133,4 +132,11 @@ def as_chain(stages: Stage | Sequence[Stage]) -> Chain:
     """Make a chain of one stage or of several."""
     if isinstance(stages, Chain):
         return stages
-    return Chain([stages] if isinstance(stages, Stage) else list(stages))
+    return Chain([stages] if isinstance(stages, Stage) else stages)
+
+
+def _not_a_stage(value: object) -> TypeError:
+    return TypeError(
+        "`uplink` takes stages such as `[TopK(0.1), LookBack(0.2)]`, and `[]` for FedAvg; got"
+        f" {value!r}, a {type(value).__name__}."
+    )

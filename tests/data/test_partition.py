@@ -199,6 +199,20 @@ def test_pathological_gives_a_client_any_class_equally_often():
     assert all(abs(count - seeds * 0.4) < tolerance for count in owners.values())
 
 
+def together(partitioner, class_size, first, second, seeds):
+    """Share of the seeds for which two examples of one class are with the same of two clients."""
+    dataset = labelled([class_size])
+    partitions = (make_partitions(dataset, 2, partitioner, seed) for seed in range(seeds))
+    return sum(({first, second} <= set(part)) for parts in partitions for part in as_lists(parts)) / seeds
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 5)])
+def test_pathological_shards_are_random_subsets_of_their_class(first, second):
+    # 6 examples in shards of 3: with one of them are 2 of the other 5. Five standard deviations of the share.
+    share = together(PathologicalPartitioner(1), 6, first, second, seeds=400)
+    assert abs(share - 2 / 5) < 5 * math.sqrt(0.4 * 0.6 / 400)
+
+
 def test_pathological_uses_the_labels_given():
     dataset = TensorDataset(torch.zeros(8, 1))
     animals = ["cat", "dog", "cat", "eel", "dog", "fox", "eel", "fox"]
@@ -280,6 +294,13 @@ def test_dirichlet_draws_each_class_on_its_own():
     partitions = make_partitions(dataset, 200, DirichletPartitioner(1.0), seed=0)
     counts = np.array([[classes_of(dataset, part)[c] for part in partitions] for c in (0, 1)])
     assert abs(np.corrcoef(counts)[0, 1]) < 0.35
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 39)])
+def test_dirichlet_shares_are_random_subsets_of_their_class(first, second):
+    # Large alpha: halves, 20 of 40: with one of them are 19 of the other 39. Five standard deviations of the share.
+    share = together(DirichletPartitioner(1e9), 40, first, second, seeds=400)
+    assert abs(share - 19 / 39) < 5 * math.sqrt(0.25 / 400)
 
 
 def test_dirichlet_uses_the_labels_given():

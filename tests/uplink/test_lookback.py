@@ -424,3 +424,23 @@ def test_an_unknown_granularity_is_refused_by_name_and_value(granularity):
 def test_the_representation_shows_the_settings():
     assert repr(LookBack(1, "layer")) == "LookBack(threshold=1.0, granularity='layer')"
     assert repr(LookBack()) == "LookBack(threshold=0.2, granularity='model')"
+
+
+def test_a_coefficient_that_float32_cannot_hold_is_not_sent():
+    # rho = 1e20 / 1e-25 = 1e45 is infinite in float32: the parallel update is sent in full.
+    stage = LookBack(1.0)
+    state = stage.init()
+    stage.encode(Dense(torch.tensor([1e-25, 0.0])), state)
+    encoded = stage.encode(Dense(torch.tensor([1e20, 0.0])), state)
+    assert encoded.decision.recycled == (False,)
+    assert encoded.payload.dense().tolist() == [pytest.approx(1e20), 0.0]
+
+
+def test_an_lbg_of_blocks_is_a_copy():
+    buffer = torch.tensor([1.0, 2.0, 3.0])
+    blocks = Blocks([Dense(buffer[:2]), Dense(buffer[2:])])
+    stage = LookBack(1.0)
+    state = stage.init()
+    stage.encode(blocks, state)
+    buffer.zero_()
+    assert Payload.from_state(state["lbgs"][0]["payload"]).dense().tolist() == [1.0, 2.0, 3.0]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -260,10 +261,19 @@ class LBGMFederated(SingleDeviceStrategy):
                 f"`{type(module).__name__}.automatic_optimization = False` cannot be federated: LBGMFederated runs the"
                 " clients' optimizer steps itself. Use automatic optimization."
             )
-        if trainer.accumulate_grad_batches != 1:
+        scheduled = any(
+            isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
+        if trainer.accumulate_grad_batches != 1 or scheduled:
+            setting = (
+                "`GradientAccumulationScheduler`"
+                if scheduled
+                else f"`Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches})`"
+            )
             raise MisconfigurationException(
-                f"`Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches})` would skip rounds, for a batch"
-                " is a round here. Use 1, and a larger batch size in the DataLoader for larger local steps."
+                f"{setting} would skip rounds, for a batch is a round here. Use 1 (or drop the callback), and a larger"
+                " batch size in the DataLoader for larger local steps."
             )
 
     def _make_federation(self) -> Federation:
@@ -284,7 +294,9 @@ class LBGMFederated(SingleDeviceStrategy):
         if restored is not None:
             expected = {
                 "num_clients": self.num_clients,
+                "partitioner": repr(self.partitioner),
                 "uplink": repr(self.uplink),
+                "server_optimizer": type(federation.server.optimizer).__name__,
                 "seed": federation.seed,
                 "num_parameters": flat.num_parameters,
             }
@@ -438,7 +450,11 @@ class LBGMFederated(SingleDeviceStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         # A weights-only checkpoint has no optimizer states, and gets no federation's state either.
         if self._federation is not None and "optimizer_states" in checkpoint:
-            state = {"num_clients": self.num_clients, **self._federation.state_dict()}
+            state = {
+                "num_clients": self.num_clients,
+                "partitioner": repr(self.partitioner),
+                **self._federation.state_dict(),
+            }
             checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
         super().save_checkpoint(checkpoint, filepath, storage_options)
 

@@ -10,7 +10,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_lbgm import ErrorFeedback, LBGMCallback, LBGMFederated, LookBack, SignSGD, TopK
+from lightning_lbgm import (
+    ErrorFeedback,
+    LBGMCallback,
+    LBGMFederated,
+    LookBack,
+    PathologicalPartitioner,
+    SignSGD,
+    TopK,
+)
 
 
 class NoisyModule(TinyModule):
@@ -170,6 +178,8 @@ def test_a_checkpoint_of_an_interrupted_round_resumes(fit, tmp_path):
         ({"num_clients": 6}, "num_clients=5"),
         ({"uplink": [LookBack(0.3)]}, "uplink="),
         ({"seed": 2}, "seed=1"),
+        ({"partitioner": PathologicalPartitioner(2)}, "partitioner=IIDPartitioner"),
+        ({"server_optimizer": torch.optim.Adam}, "server_optimizer=SGD.*server_optimizer=Adam"),
     ],
 )
 def test_resuming_with_other_settings_is_an_error(fit, tmp_path, change, named):

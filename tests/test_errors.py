@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import TinyModule, make_data
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
@@ -105,6 +106,7 @@ def test_misfitting_data_is_refused_at_fit_start(fit, strategy, dataset, error, 
     ("trainer", "message"),
     [
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2.*Use 1"),
+        ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "GradientAccumulationScheduler.*drop the callback"),
         ({"sync_batchnorm": True}, "sync_batchnorm=True.*buffers"),
         ({"devices": 2}, "devices=2.*devices=1"),
         ({"num_nodes": 2}, "num_nodes=2.*num_nodes=1"),

@@ -19,7 +19,8 @@ from typing_extensions import override
 
 from lightning_lbgm._lightning import ClientProgress
 from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
-from lightning_lbgm.ledger import Ledger, RoundReport
+from lightning_lbgm.ledger import RoundReport
+from lightning_lbgm.metrics import client_rows, round_metrics
 
 if TYPE_CHECKING:
     from lightning_lbgm.strategy import LBGMFederated
@@ -69,6 +70,7 @@ class LBGMCallback(Callback):
         self._tests: list[tuple[int, int, float]] = []  # (round, client, LBP error)
         self._rows: list[dict[str, Any]] = []
         self._rows_written_at = 0.0
+        self._warned_of_rejection = False
         self._progress: ClientProgress | None = None
         self._progress_at = 0.0
 
@@ -89,6 +91,7 @@ class LBGMCallback(Callback):
         if trainer.global_step == 0:
             self._curve, self._tests = [], []
         self._rows, self._rows_written_at = [], time.monotonic()
+        self._warned_of_rejection = False
 
     @override
     def on_train_batch_start(
@@ -115,6 +118,7 @@ class LBGMCallback(Callback):
         assert report is not None
         if self._progress is not None and self._progress.is_shown:
             self._progress.restore()
+        self._warn_of_rejection(report)
         metrics = round_metrics(report, strategy.ledger)
         if not trainer.barebones:
             for name, value in metrics.items():
@@ -126,7 +130,7 @@ class LBGMCallback(Callback):
             (report.round_index, client.client_id, client.lbp_error) for client in report.clients if client.decision
         )
         if self.client_table and trainer.loggers and self._writes(trainer):
-            self._rows.extend(_client_rows(report))
+            self._rows.extend(client_rows(report))
             if time.monotonic() - self._rows_written_at > _TABLE_SECONDS:
                 self._write_table(trainer)
 
@@ -167,6 +171,19 @@ class LBGMCallback(Callback):
         self._tests = list(zip(*columns))
 
     # Outputs
+
+    def _warn_of_rejection(self, report: RoundReport) -> None:
+        """Warn the first time that a client is left out."""
+        rejected = [client.client_id for client in report.clients if client.rejected]
+        if not rejected or self._warned_of_rejection:
+            return
+        self._warned_of_rejection = True
+        more = f" and {len(rejected) - 1} more" if len(rejected) > 1 else ""
+        rank_zero_warn(
+            f"Round {report.round_index}: the update of client {rejected[0]}{more} is not finite and was left out."
+            " `fl/rejected_clients` counts them from now on. A smaller client learning rate or `gradient_clip_val`"
+            " usually helps."
+        )
 
     def _log_settings(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
@@ -250,39 +267,6 @@ class LBGMCallback(Callback):
                 if fresh:
                     writer.writeheader()
                 writer.writerows(rows)
-
-
-def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
-    """Return the metrics of a round, the ledger including it; docs/metrics.md says what each means."""
-    return {
-        "comm/uplink_bytes": report.uplink_bits / 8,
-        "comm/uplink_bytes_total": ledger.uplink_bits / 8,
-        "comm/uplink_floats_total": ledger.uplink_floats,
-        "comm/downlink_bytes_total": ledger.downlink_bits / 8,
-        "comm/savings": ledger.savings,
-        "lbgm/recycled_fraction": report.recycled_fraction,
-        "lbgm/lbp_error_mean": report.lbp_error_mean,
-        "fl/cohort_size": float(len(report.clients)),
-        "fl/update_norm": report.update_norm,
-        "fl/rejected_clients": float(report.num_rejected),
-    }
-
-
-def _client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
-    for client in report.clients:
-        coefficients = [c for c in client.decision.coefficients if c == c] if client.decision else []
-        yield {
-            "round": report.round_index,
-            "client": client.client_id,
-            "decision": client.outcome,
-            "lbp_error": client.lbp_error,
-            "lbc": sum(coefficients) / len(coefficients) if coefficients else float("nan"),
-            "uplink_bytes": client.uplink_bits / 8,
-            "update_norm": client.update_norm,
-            "loss": client.loss,
-            "num_examples": client.num_examples,
-            "local_steps": client.local_steps,
-        }
 
 
 def _strategy(trainer: pl.Trainer) -> LBGMFederated:

@@ -189,9 +189,6 @@ class Federation:
         return {
             "round_index": self.round_index,
             "seed": self.seed,
-            "num_parameters": self.flat.num_parameters,
-            "uplink": repr(self.uplink),
-            "server_optimizer": type(self.server.optimizer).__name__,
             "ledger": self.ledger.state_dict(),
             "server": self.server.state_dict(),
             "clients": {k: state for k, state in self.clients.items() if k not in self._touched},

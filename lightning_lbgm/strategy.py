@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from lightning_lbgm import _lightning
+from lightning_lbgm._checks import (
+    check_environment,
+    check_fit,
+    check_loader,
+    check_same_federation,
+    check_single_loader,
+    warn_of_changed_parameters,
+    warn_of_own_buffers,
+)
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.clients import LocalTrainer, LogCapture
@@ -31,7 +36,6 @@ from lightning_lbgm.data import (
     Partitioner,
     Round,
     RoundLoader,
-    has_plain_sampler,
     make_partitions,
     plan_from_loader,
     resolve_cohort_size,
@@ -40,11 +44,10 @@ from lightning_lbgm.federation import Federation
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import Ledger, RoundReport
 from lightning_lbgm.server import Server
+from lightning_lbgm.settings import check_settings, describe_callable
 from lightning_lbgm.uplink import LookBack, Stage, as_chain
 
 __all__ = ["LBGMFederated"]
-
-log = logging.getLogger(__name__)
 
 _CHECKPOINT_KEY = "lightning_lbgm"
 _LIGHTNING_LOG_EVERY_N_STEPS = 50
@@ -114,31 +117,17 @@ class LBGMFederated(SingleDeviceStrategy):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        _check_positive("num_clients", num_clients)
-        _check_positive("rounds_per_epoch", rounds_per_epoch)
-        for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps)):
-            if value is not None:
-                _check_positive(name, value)
-        if local_epochs is not None and local_steps is not None:
-            raise ValueError(
-                f"`local_epochs={local_epochs}` and `local_steps={local_steps}` both say how long a client trains in a"
-                " round: pass one of them."
-            )
-        if partitioner is not None and not isinstance(partitioner, Partitioner):
-            raise TypeError(
-                f"`partitioner` must be a `Partitioner` such as `PathologicalPartitioner(3)`; got {partitioner!r}."
-            )
-        if server_optimizer is not None and (isinstance(server_optimizer, Optimizer) or not callable(server_optimizer)):
-            raise TypeError(
-                "`server_optimizer` must be a callable that takes parameters and returns a `torch.optim.Optimizer`,"
-                f" such as `lambda params: torch.optim.Adam(params, lr=0.01)`; got {server_optimizer!r}."
-            )
-        if weighting not in ("examples", "uniform"):
-            raise ValueError(f"`weighting` must be 'examples' or 'uniform'; got {weighting!r}.")
-        if buffers not in ("average", "server", "client"):
-            raise ValueError(f"`buffers` must be 'average', 'server' or 'client'; got {buffers!r}.")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"`seed` must be an int or None; got {seed!r}.")
+        check_settings(
+            num_clients=num_clients,
+            partitioner=partitioner,
+            local_epochs=local_epochs,
+            local_steps=local_steps,
+            server_optimizer=server_optimizer,
+            weighting=weighting,
+            buffers=buffers,
+            rounds_per_epoch=rounds_per_epoch,
+            seed=seed,
+        )
         self.num_clients = num_clients
         self.partitioner = partitioner or IIDPartitioner()
         self.uplink = as_chain([LookBack(threshold=0.2)] if uplink is None else uplink)
@@ -157,7 +146,6 @@ class LBGMFederated(SingleDeviceStrategy):
         self._fit_trainer: pl.Trainer | None = None
         self._undo_patch: Callable[[], None] | None = None
         self._run_seed: int | None = None
-        self._warned_of_rejection = False
 
     @classmethod
     @override
@@ -167,8 +155,6 @@ class LBGMFederated(SingleDeviceStrategy):
             strategy_registry.register(cls.strategy_name, cls, description="Federated training with LBGM")
         if "fedavg" not in strategy_registry:
             strategy_registry.register("fedavg", cls, description="Federated averaging", uplink=fedavg)
-
-    # What users and the callback read
 
     @property
     def round_index(self) -> int:
@@ -191,7 +177,7 @@ class LBGMFederated(SingleDeviceStrategy):
             "clients_per_round": self.cohort_size,
             "local_epochs": self.local_epochs,
             "local_steps": self.local_steps,
-            "server_optimizer": _describe(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)",
+            "server_optimizer": describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)",
             "weighting": self.weighting,
             "buffers": self.buffers,
             "rounds_per_epoch": self.rounds_per_epoch,
@@ -210,25 +196,8 @@ class LBGMFederated(SingleDeviceStrategy):
 
     @override
     def setup_environment(self) -> None:
-        trainer = self._trainer()
         num_devices = len(self.parallel_devices or [])
-        if num_devices > 1 and not _lightning.devices_are_automatic(trainer):
-            raise MisconfigurationException(
-                f"`Trainer(devices={num_devices}, strategy=LBGMFederated(...))` is not supported yet: all clients are"
-                " simulated on one device. Use `devices=1`."
-            )
-        if num_devices > 1:
-            rank_zero_warn(f"LBGMFederated simulates on one device: {self.root_device} of {num_devices} is used.")
-        if self.num_nodes > 1:
-            raise MisconfigurationException(
-                f"`Trainer(num_nodes={self.num_nodes}, strategy=LBGMFederated(...))` is not supported yet: use"
-                " `num_nodes=1`."
-            )
-        if self._layer_sync is not None:
-            raise MisconfigurationException(
-                "`Trainer(sync_batchnorm=True)` has no meaning for federated clients, which train apart. Remove it, and"
-                " choose what becomes of BatchNorm's statistics with `LBGMFederated(buffers=...)`."
-            )
+        check_environment(self._trainer(), num_devices, self.num_nodes, self._layer_sync is not None)
         super().setup_environment()
 
     @override
@@ -241,40 +210,13 @@ class LBGMFederated(SingleDeviceStrategy):
     @override
     def setup(self, trainer: pl.Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._check_fit(trainer)
+            check_fit(trainer, self._module())
             if trainer.log_every_n_steps == _LIGHTNING_LOG_EVERY_N_STEPS:  # type: ignore[attr-defined]
                 trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
             self._run_seed = self._resolve_seed()
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING and self._undo_patch is None:
             self._undo_patch = _lightning.pass_rounds_through(self._module())
-
-    def _check_fit(self, trainer: pl.Trainer) -> None:
-        module = self._module()
-        if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
-            raise MisconfigurationException(
-                f"`{type(module).__name__}.training_step(dataloader_iter)` cannot be federated: the clients' batches"
-                " are drawn for it. Use `training_step(batch, batch_idx)`."
-            )
-        if not module.automatic_optimization:
-            raise MisconfigurationException(
-                f"`{type(module).__name__}.automatic_optimization = False` cannot be federated: LBGMFederated runs the"
-                " clients' optimizer steps itself. Use automatic optimization."
-            )
-        scheduled = any(
-            isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-        )
-        if trainer.accumulate_grad_batches != 1 or scheduled:
-            setting = (
-                "`GradientAccumulationScheduler`"
-                if scheduled
-                else f"`Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches})`"
-            )
-            raise MisconfigurationException(
-                f"{setting} would skip rounds, for a batch is a round here. Use 1 (or drop the callback), and a larger"
-                " batch size in the DataLoader for larger local steps."
-            )
 
     def _make_federation(self) -> Federation:
         module = self._module()
@@ -292,23 +234,20 @@ class LBGMFederated(SingleDeviceStrategy):
         )
         restored, self._restored = self._restored, None
         if restored is not None:
-            expected = {
-                "num_clients": self.num_clients,
-                "partitioner": repr(self.partitioner),
-                "uplink": repr(self.uplink),
-                "server_optimizer": type(federation.server.optimizer).__name__,
-                "seed": federation.seed,
-                "num_parameters": flat.num_parameters,
-            }
-            for name, value in expected.items():
-                if restored[name] != value:
-                    raise MisconfigurationException(
-                        f"The checkpoint's federation has `{name}={restored[name]}`, this one `{name}={value}`: what"
-                        " its clients keep does not fit. Resume with the same settings, or start anew from its weights"
-                        " with `load_from_checkpoint`."
-                    )
+            check_same_federation(restored["identity"], self._identity(federation))
             federation.load_state_dict(restored)
         return federation
+
+    def _identity(self, federation: Federation) -> dict[str, Any]:
+        """Return what must agree for a checkpoint's clients to be this federation's."""
+        return {
+            "num_clients": self.num_clients,
+            "partitioner": repr(self.partitioner),
+            "uplink": repr(self.uplink),
+            "server_optimizer": type(federation.server.optimizer).__name__,
+            "seed": federation.seed,
+            "num_parameters": federation.flat.num_parameters,
+        }
 
     # Data
 
@@ -317,22 +256,10 @@ class LBGMFederated(SingleDeviceStrategy):
         """Turn the training DataLoader into a loader of rounds; others pass."""
         if not self._trainer().training:
             return dataloader
-        if not isinstance(dataloader, DataLoader):
-            raise _needs_one_loader(f"an object of type {type(dataloader).__name__}")
-        if isinstance(dataloader.dataset, IterableDataset):
-            raise MisconfigurationException(
-                f"The training dataset {type(dataloader.dataset).__name__} is an `IterableDataset`: its examples cannot"
-                " be dealt to clients. Use a map-style dataset, or one for each client in a `ConcatDataset` with"
-                " `partitioner=NaturalPartitioner()`."
-            )
-        if not has_plain_sampler(dataloader):
-            rank_zero_warn(
-                f"The training DataLoader's {type(dataloader.sampler).__name__} is replaced: each client shuffles its"
-                " own examples."
-            )
-        plan = plan_from_loader(dataloader, self.local_epochs, self.local_steps)
-        partitions = make_partitions(dataloader.dataset, self.num_clients, self.partitioner, self._resolve_seed())
-        feed = ClientFeed(dataloader, plan, partitions, self._resolve_seed())
+        loader = check_loader(dataloader)
+        plan = plan_from_loader(loader, self.local_epochs, self.local_steps)
+        partitions = make_partitions(loader.dataset, self.num_clients, self.partitioner, self._resolve_seed())
+        feed = ClientFeed(loader, plan, partitions, self._resolve_seed())
         return RoundLoader(feed, self.cohort_size, self.rounds_per_epoch, lambda: self.round_index)
 
     @override
@@ -348,8 +275,7 @@ class LBGMFederated(SingleDeviceStrategy):
     def on_train_start(self) -> None:
         # The last hook before the first round: callbacks have frozen what they freeze, the trainer's state is restored.
         trainer, module = self._trainer(), self._module()
-        if not isinstance(trainer.train_dataloader, RoundLoader):
-            raise _needs_one_loader(f"a {type(trainer.train_dataloader).__name__} of loaders")
+        check_single_loader(trainer.train_dataloader)
         continues = self._fit_trainer is trainer and trainer.global_step > 0 and self._restored is None
         if self._federation is None or not continues or not self._federation.flat.is_current(module):
             self._federation = self._make_federation()
@@ -360,15 +286,9 @@ class LBGMFederated(SingleDeviceStrategy):
             )
             self._federation.round_index = trainer.global_step
         self._fit_trainer = trainer
-        self._warned_of_rejection = False
-        if self.buffers == "client" and self._federation.buffers.names:
-            rank_zero_warn(
-                "`LBGMFederated(buffers='client')`: each client keeps its own buffers (such as"
-                f" {self._federation.buffers.names[0]!r}) and the global model's are never trained, so its validation"
-                " in eval mode says little."
-            )
-        settings = ", ".join(f"{name}={value}" for name, value in self.settings().items())
-        rank_zero_info(f"Federated training: {settings}")
+        if self.buffers == "client":
+            warn_of_own_buffers(self._federation.buffers.names)
+        rank_zero_info("Federated training: " + ", ".join(f"{k}={v}" for k, v in self.settings().items()))
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -398,17 +318,7 @@ class LBGMFederated(SingleDeviceStrategy):
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Run the client phase, which is the closure, then the server's step."""
         loss = closure()
-        report = self._require_federation().finish_round()
-        self.last_report = report
-        if report.num_rejected and not self._warned_of_rejection:
-            self._warned_of_rejection = True
-            rejected = [client.client_id for client in report.clients if client.rejected]
-            rank_zero_warn(
-                f"Round {report.round_index}: the update of client {rejected[0]}"
-                + (f" and {len(rejected) - 1} more" if len(rejected) > 1 else "")
-                + " is not finite and was left out. `fl/rejected_clients` counts them from now on. A smaller client"
-                " learning rate or `gradient_clip_val` usually helps."
-            )
+        self.last_report = self._require_federation().finish_round()
         return loss
 
     def _current_federation(self) -> Federation:
@@ -418,11 +328,8 @@ class LBGMFederated(SingleDeviceStrategy):
         if not federation.flat.is_current(module):
             fresh = self._make_federation()
             if federation.round_index:
-                rank_zero_warn(
-                    f"The trainable parameters changed before round {federation.round_index}, from"
-                    f" {federation.flat.num_parameters} to {fresh.flat.num_parameters}: look-back gradients and"
-                    " residuals are dropped, and the server optimizer starts afresh."
-                )
+                sizes = federation.flat.num_parameters, fresh.flat.num_parameters
+                warn_of_changed_parameters(federation.round_index, *sizes)
             fresh.round_index, fresh.ledger, fresh.seed = federation.round_index, federation.ledger, federation.seed
             self._federation = federation = fresh
         return federation
@@ -441,20 +348,14 @@ class LBGMFederated(SingleDeviceStrategy):
         if self._federation is None:
             return super().lightning_module_state_dict()
         with self._federation.global_model():
-            return {
-                name: value.clone() if isinstance(value, Tensor) else value
-                for name, value in super().lightning_module_state_dict().items()
-            }
+            state = super().lightning_module_state_dict()
+            return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         # A weights-only checkpoint has no optimizer states, and gets no federation's state either.
         if self._federation is not None and "optimizer_states" in checkpoint:
-            state = {
-                "num_clients": self.num_clients,
-                "partitioner": repr(self.partitioner),
-                **self._federation.state_dict(),
-            }
+            state = {"identity": self._identity(self._federation), **self._federation.state_dict()}
             checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
@@ -476,14 +377,11 @@ class LBGMFederated(SingleDeviceStrategy):
         super().teardown()
 
     def _resolve_seed(self) -> int:
-        if self._run_seed is not None:
-            return self._run_seed
-        if self.seed is not None:
-            return self.seed
-        if self._restored is not None:
-            return int(self._restored["seed"])
-        if self._federation is not None:
-            return self._federation.seed
+        restored = None if self._restored is None else int(self._restored["seed"])
+        federated = None if self._federation is None else self._federation.seed
+        for seed in (self._run_seed, self.seed, restored, federated):
+            if seed is not None:
+                return seed
         return int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
 
     def _module(self) -> pl.LightningModule:
@@ -496,26 +394,6 @@ class LBGMFederated(SingleDeviceStrategy):
     def _require_federation(self) -> Federation:
         assert self._federation is not None
         return self._federation
-
-
-def _needs_one_loader(found: str) -> MisconfigurationException:
-    return MisconfigurationException(
-        f"LBGMFederated needs one training `DataLoader`, whose dataset it deals to the clients; got {found}. If each"
-        " client has a dataset of its own, use `DataLoader(ConcatDataset(datasets), ...)` with"
-        " `partitioner=NaturalPartitioner()`."
-    )
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
-
-
-def _describe(factory: Callable[..., Any]) -> str:
-    """Name a callable without its memory address."""
-    function, settings = getattr(factory, "func", factory), getattr(factory, "keywords", {})
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
 LBGMFederated.register_strategies(StrategyRegistry)

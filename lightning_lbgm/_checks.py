@@ -1,0 +1,134 @@
+"""What a federation cannot do with a Trainer, a module or a DataLoader, each with the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_lbgm import _lightning
+from lightning_lbgm.data import RoundLoader, has_plain_sampler
+
+__all__ = [
+    "check_environment",
+    "check_fit",
+    "check_loader",
+    "check_same_federation",
+    "check_single_loader",
+    "warn_of_changed_parameters",
+    "warn_of_own_buffers",
+]
+
+
+def check_environment(trainer: pl.Trainer, num_devices: int, num_nodes: int, sync_batchnorm: bool) -> None:
+    """Refuse several devices or nodes, and synchronised BatchNorm."""
+    if num_devices > 1 and not _lightning.devices_are_automatic(trainer):
+        raise MisconfigurationException(
+            f"`Trainer(devices={num_devices}, strategy=LBGMFederated(...))` is not supported yet: all clients are"
+            " simulated on one device. Use `devices=1`."
+        )
+    if num_devices > 1:
+        device = trainer.strategy.root_device
+        rank_zero_warn(f"LBGMFederated simulates on one device: {device} of {num_devices} is used.")
+    if num_nodes > 1:
+        raise MisconfigurationException(
+            f"`Trainer(num_nodes={num_nodes}, strategy=LBGMFederated(...))` is not supported yet: use `num_nodes=1`."
+        )
+    if sync_batchnorm:
+        raise MisconfigurationException(
+            "`Trainer(sync_batchnorm=True)` has no meaning for federated clients, which train apart. Remove it, and"
+            " choose what becomes of BatchNorm's statistics with `LBGMFederated(buffers=...)`."
+        )
+
+
+def check_fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse manual optimization, gradient accumulation and steps that fetch their own batches."""
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise MisconfigurationException(
+            f"`{type(module).__name__}.training_step(dataloader_iter)` cannot be federated: the clients' batches"
+            " are drawn for it. Use `training_step(batch, batch_idx)`."
+        )
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"`{type(module).__name__}.automatic_optimization = False` cannot be federated: LBGMFederated runs the"
+            " clients' optimizer steps itself. Use automatic optimization."
+        )
+    scheduled = any(
+        isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+    )
+    if trainer.accumulate_grad_batches != 1 or scheduled:
+        setting = (
+            "`GradientAccumulationScheduler`"
+            if scheduled
+            else f"`Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches})`"
+        )
+        raise MisconfigurationException(
+            f"{setting} would skip rounds, for a batch is a round here. Use 1 (or drop the callback), and a larger"
+            " batch size in the DataLoader for larger local steps."
+        )
+
+
+def check_loader(loader: object) -> DataLoader[Any]:
+    """Return the training DataLoader if its dataset can be dealt to clients."""
+    if not isinstance(loader, DataLoader):
+        raise _needs_one_loader(f"an object of type {type(loader).__name__}")
+    if isinstance(loader.dataset, IterableDataset):
+        raise MisconfigurationException(
+            f"The training dataset {type(loader.dataset).__name__} is an `IterableDataset`: its examples cannot be"
+            " dealt to clients. Use a map-style dataset, or one for each client in a `ConcatDataset` with"
+            " `partitioner=NaturalPartitioner()`."
+        )
+    if not has_plain_sampler(loader):
+        rank_zero_warn(
+            f"The training DataLoader's {type(loader.sampler).__name__} is replaced: each client shuffles its own"
+            " examples."
+        )
+    return loader
+
+
+def check_single_loader(loaders: object) -> None:
+    """Refuse a collection of training loaders, whose members a strategy sees one by one."""
+    if not isinstance(loaders, RoundLoader):
+        raise _needs_one_loader(f"a {type(loaders).__name__} of loaders")
+
+
+def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose clients' state does not fit the current settings."""
+    for name, value in current.items():
+        if restored[name] != value:
+            raise MisconfigurationException(
+                f"The checkpoint's federation has `{name}={restored[name]}`, this one `{name}={value}`: what its"
+                " clients keep does not fit. Resume with the same settings, or start anew from its weights with"
+                " `load_from_checkpoint`."
+            )
+
+
+def warn_of_own_buffers(names: list[str]) -> None:
+    """Warn where the clients' own buffers leave the global model's untrained."""
+    if names:
+        rank_zero_warn(
+            f"`LBGMFederated(buffers='client')`: each client keeps its own buffers (such as {names[0]!r}) and the"
+            " global model's are never trained, so its validation in eval mode says little."
+        )
+
+
+def warn_of_changed_parameters(round_index: int, before: int, after: int) -> None:
+    """Warn that the clients' state was dropped with the set of trainable parameters."""
+    rank_zero_warn(
+        f"The trainable parameters changed before round {round_index}, from {before} to {after}: look-back gradients"
+        " and residuals are dropped, and the server optimizer starts afresh."
+    )
+
+
+def _needs_one_loader(found: str) -> MisconfigurationException:
+    return MisconfigurationException(
+        f"LBGMFederated needs one training `DataLoader`, whose dataset it deals to the clients; got {found}. If each"
+        " client has a dataset of its own, use `DataLoader(ConcatDataset(datasets), ...)` with"
+        " `partitioner=NaturalPartitioner()`."
+    )

@@ -36,6 +36,7 @@ class Buffers:
         named = dict(module.named_buffers())
         self._any = bool(named)
         self.names = [name for name, b in named.items() if name in persistent and b.is_floating_point()]
+        self._own: dict[str, Tensor] = named  # the module's tensors, whatever training puts in their place
         self._server: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
@@ -44,13 +45,14 @@ class Buffers:
         """Bits of the float buffers that the server sends to one client with the parameters."""
         if self.mode == "client":
             return 0
-        return sum(8 * self._server[name].nbytes for name in self.names)
+        return sum(8 * self._own[name].nbytes for name in self.names)
 
     @torch.no_grad()
     def begin_round(self) -> None:
         """Remember the module's buffers as the server's."""
         self._sums = {}
         if self._any:
+            self._own = dict(self.module.named_buffers())
             self._server = self.read()
 
     @torch.no_grad()
@@ -61,12 +63,11 @@ class Buffers:
         current = dict(self.module.named_buffers())
         for name, value in self._server.items():
             value = own[name] if own is not None and name in own else value
-            buffer = current.get(name)
-            if buffer is not None and buffer.shape == value.shape:
-                buffer.copy_(value)
-            else:  # replaced by another tensor during training
+            buffer = self._own[name]
+            buffer.copy_(value)
+            if current.get(name) is not buffer:  # training has put another tensor in its place
                 owner, _, attribute = name.rpartition(".")
-                setattr(self.module.get_submodule(owner), attribute, value.clone())
+                setattr(self.module.get_submodule(owner), attribute, buffer)
 
     def read(self) -> dict[str, Tensor]:
         """Copy the module's buffers."""
@@ -85,6 +86,7 @@ class Buffers:
             and not torch.equal(current[name], self._server[name])
         }
 
+    @torch.no_grad()
     def receive(self, buffers: dict[str, Tensor], weight: float) -> None:
         """Add a client's changed buffers to the average, with the client's weight."""
         for name, buffer in buffers.items():

@@ -81,7 +81,7 @@ def _figure() -> Figure:
 def _integer_ticks(axis: Axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _byte_formatter() -> Formatter:

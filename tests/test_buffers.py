@@ -300,3 +300,15 @@ def test_a_module_without_buffers_has_nothing_to_do(mode):
     buffers.receive({}, 1.0)
     buffers.finish_round(1.0)
     assert dict(module.named_buffers()) == {}
+
+
+def test_a_buffer_replaced_by_an_alias_of_a_parameter_leaves_the_parameter_alone():
+    module = nn.Linear(2, 1, bias=False)
+    module.register_buffer("shadow", torch.zeros(1, 2))
+    buffers = Buffers(module, "average")
+    buffers.begin_round()
+    module.shadow = module.weight.data
+    weight = module.weight.detach().clone()
+    buffers.load()
+    assert torch.equal(module.weight, weight)
+    assert module.shadow.tolist() == [[0.0, 0.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,10 @@ class _Entry:
         self.weight += weight
         if self.total is None:
             self.total = value * weight if self.reduction == "mean" else value.clone()
-        elif self.reduction == "mean":
+            return
+        if value.device != self.total.device:  # a number at one step, a tensor on an accelerator at another
+            value = value.to(self.total.device)
+        if self.reduction == "mean":
             self.total.add_(value, alpha=weight)
         elif self.reduction == "sum":
             self.total.add_(value)
@@ -66,7 +70,7 @@ class LogCapture:
 
     Each name becomes one value a round: by default the mean over all local steps of the cohort, weighted by batch
     size; the sum, minimum or maximum where ``reduce_fx`` says so. What a client logged counts once :meth:`accept`
-    is called, so that a client that is left out leaves no trace.
+    is called, so that a client that is left out leaves no trace, except in the state of a ``torchmetrics.Metric``.
 
     Attributes:
         batch_size: Examples in the local batch at hand, the weight of what is logged now.
@@ -95,7 +99,7 @@ class LogCapture:
             entry.last = value
             if isinstance(value._forward_cache, Tensor):
                 self._record_tensor(entry, value._forward_cache, weight)
-        elif isinstance(value, (int, float)):
+        elif isinstance(value, numbers.Real):
             entry.add(torch.tensor(float(value)), weight)
         elif entry.last is None:
             entry.last = value

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -49,14 +50,15 @@ class LocalTrainer:
         self.capture = capture
         self._step = step
         self._hyperparameters = [
-            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+            {name: _copy(value) for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
         ]
 
     def reset_optimizer(self) -> None:
         """Make the optimizer fresh."""
         self.optimizer.state.clear()
         for group, hyperparameters in zip(self.optimizer.param_groups, self._hyperparameters):
-            group.update(hyperparameters)
+            group.update({name: _copy(value) for name, value in hyperparameters.items()})
 
     def train(self, batches: Iterable[LocalBatch]) -> LocalResult:
         """Make one local step on each batch."""
@@ -67,9 +69,17 @@ class LocalTrainer:
             loss = self._step(data, index)
             result.num_steps += 1
             if loss is not None:
+                loss = loss.detach()
+                if loss.dtype is not torch.float64:
+                    loss = loss.float()  # half precision would lose small steps of a long sum
                 if result.loss_sum is None:
-                    result.loss_sum = loss.detach() * size
+                    result.loss_sum = loss * size
                 else:
-                    result.loss_sum.add_(loss.detach(), alpha=size)
+                    result.loss_sum.add_(loss, alpha=size)
                 result.num_examples += size
         return result
+
+
+def _copy(hyperparameter: Any) -> Any:
+    """Copy a hyperparameter that a step may change in place: a tensor."""
+    return hyperparameter.clone() if isinstance(hyperparameter, Tensor) else hyperparameter

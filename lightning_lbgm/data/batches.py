@@ -91,6 +91,7 @@ def _concat_reader(readers: Sequence[BulkReader], ends: Sequence[int]) -> BulkRe
     starts = torch.tensor([0, *ends[:-1]])
 
     def read(indices: Tensor) -> list[Tensor]:
+        indices = torch.where(indices < 0, indices + ends[-1], indices)
         owner = torch.searchsorted(boundaries, indices, right=True)
         local = indices - starts[owner]
         first = int(owner[0])

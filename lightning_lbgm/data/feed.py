@@ -112,10 +112,11 @@ class ClientFeed:
             self._requests[:] = [request for client_id in cohort for request in requests[client_id]]
             fetched = iter(self._worker_loader)
             for client_id in cohort:
-                batches = (LocalBatch(next(fetched), len(indices)) for _, indices in requests[client_id])
-                yield client_id, batches
-                for _ in batches:
-                    pass
+                batches = [(fetched, len(indices)) for _, indices in requests[client_id]]
+                left = iter(batches)
+                yield client_id, (LocalBatch(next(source), size) for source, size in left)
+                for source, _ in left:  # what the client did not take
+                    next(source)
 
     def _order(self, round_index: int, client_id: int) -> list[Tensor]:
         self._generator.manual_seed(derive_seed(self.seed, "batches", round_index, client_id))

@@ -66,7 +66,7 @@ def make_partitions(dataset: Dataset[Any], num_clients: int, partitioner: Partit
     parts = partitioner.partition(dataset, num_clients, np.random.default_rng(derive_seed(seed, "partition")))
     if len(parts) != num_clients:
         raise ValueError(f"{partitioner!r} made {len(parts)} partitions for `num_clients={num_clients}`.")
-    partitions = [torch.as_tensor(np.sort(np.asarray(part, dtype=np.int64))) for part in parts]
+    partitions = [_as_indices(part, num_examples, partitioner) for part in parts]
     empty = [client_id for client_id, part in enumerate(partitions) if len(part) == 0]
     if empty:
         raise ValueError(
@@ -74,6 +74,18 @@ def make_partitions(dataset: Dataset[Any], num_clients: int, partitioner: Partit
             " first. Use fewer clients or another partitioner."
         )
     return partitions
+
+
+def _as_indices(part: Any, num_examples: int, partitioner: Partitioner) -> Tensor:
+    indices = np.asarray(part)
+    if indices.size and (indices.ndim != 1 or indices.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{partitioner!r} must return arrays of example indices, one-dimensional and of integers; one of them has"
+            f" the shape {indices.shape} and the dtype {indices.dtype}."
+        )
+    if indices.size and not 0 <= indices.min() <= indices.max() < num_examples:
+        raise ValueError(f"{partitioner!r} must return indices from 0 to {num_examples - 1}; got {indices}.")
+    return torch.as_tensor(np.sort(indices.astype(np.int64)))
 
 
 class IIDPartitioner(Partitioner):
@@ -181,8 +193,10 @@ class DirichletPartitioner(Partitioner):
     def __init__(self, alpha: float, min_examples: int = 1, labels: Sequence[Any] | None = None) -> None:
         if not alpha > 0 or alpha == float("inf"):
             raise ValueError(f"`DirichletPartitioner(alpha=...)` must be positive and finite; got {alpha!r}. Try 0.5.")
-        if min_examples < 1:
-            raise ValueError(f"`DirichletPartitioner(min_examples=...)` must be at least 1; got {min_examples!r}.")
+        if isinstance(min_examples, bool) or not isinstance(min_examples, int) or min_examples < 1:
+            raise ValueError(
+                f"`DirichletPartitioner(min_examples=...)` must be an integer, at least 1; got {min_examples!r}."
+            )
         self.alpha = float(alpha)
         self.min_examples = min_examples
         self.labels = labels
@@ -235,8 +249,16 @@ class NaturalPartitioner(Partitioner):
 
     def partition(self, dataset: Dataset[Any], num_clients: int, rng: np.random.Generator) -> list[Any]:
         if self.client_ids is not None:
-            ids = self.client_ids.cpu() if isinstance(self.client_ids, Tensor) else self.client_ids
-            _, owner = np.unique(np.asarray(ids), return_inverse=True)
+            given = self.client_ids
+            ids = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+            if ids.ndim == 2 and ids.shape[1] == 1:
+                ids = ids[:, 0]
+            if ids.ndim != 1:
+                raise ValueError(
+                    f"`NaturalPartitioner(client_ids=...)` must be one-dimensional, one id for each example; got the"
+                    f" shape {ids.shape}."
+                )
+            _, owner = np.unique(ids, return_inverse=True)
             if len(owner) != len(dataset):  # type: ignore[arg-type]
                 raise ValueError(
                     f"`NaturalPartitioner(client_ids=...)` has {len(owner)} ids for {len(dataset)} training"  # type: ignore[arg-type]

@@ -292,3 +292,11 @@ def test_a_metric_of_many_values_is_handed_on():
     capture.accept()
     assert flush(capture)["accuracy"][0] is metric
     assert metric._forward_cache.tolist() == [0.5, 1.0]
+
+
+def test_numpy_numbers_are_averaged_like_others():
+    capture = LogCapture(batch_size=1)
+    for value in (np.float32(1.0), np.int64(3), 2.0):
+        capture.record("value", value)
+    capture.accept()
+    assert float(flush(capture)["value"][0]) == 2.0

@@ -189,3 +189,26 @@ def test_a_schedule_over_rounds_stays_in_force():
         schedule.step()
     assert seen == [16.0, 16.0, 8.0, 8.0, 4.0, 4.0]
     assert optimizer.param_groups[0]["lr"] == 2.0
+
+
+def test_losses_in_half_precision_are_summed_in_float32():
+    # In bfloat16 a sum of 600 x 32 stops growing long before 19200.
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    trainer = LocalTrainer(optimizer, lambda data, index: torch.ones((), dtype=torch.bfloat16), LogCapture())
+    result = trainer.train([LocalBatch(None, 32)] * 600)
+    assert float(result.loss_sum) / result.num_examples == 1.0
+
+
+def test_a_learning_rate_held_as_a_tensor_is_restored():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=torch.tensor(0.1))
+
+    def step(data, index):
+        optimizer.param_groups[0]["lr"].mul_(0.5)
+
+    trainer = LocalTrainer(optimizer, step, LogCapture())
+    for _ in range(2):
+        trainer.train([LocalBatch(None, 1)])
+    trainer.reset_optimizer()
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)

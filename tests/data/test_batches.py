@@ -184,3 +184,9 @@ class Listed(Dataset):
 )
 def test_a_dataset_with_its_own_way_of_loading_is_not_read_in_bulk(dataset):
     assert bulk_reader(dataset) is None
+
+
+def test_negative_indices_of_a_subset_count_from_the_end():
+    parts = ConcatDataset([TensorDataset(torch.arange(3.0)), TensorDataset(torch.arange(10.0, 14.0))])
+    read = bulk_reader(Subset(parts, [-1, 0, -5]))
+    assert read(torch.tensor([0, 1, 2]))[0].tolist() == [13.0, 0.0, 2.0]

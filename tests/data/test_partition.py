@@ -442,3 +442,18 @@ def test_repr_shows_the_constructor_call():
     assert repr(PathologicalPartitioner(3)) == "PathologicalPartitioner(classes_per_client=3)"
     dirichlet = DirichletPartitioner(0.5, min_examples=2, labels=[0, 1])
     assert repr(dirichlet) == "DirichletPartitioner(alpha=0.5, min_examples=2, labels=<2 values>)"
+
+
+@pytest.mark.parametrize("part", [[0, 60], [-1, 2], [0.5, 1.5], [True, False], [[0, 1], [2, 3]]])
+def test_indices_of_a_users_partitioner_are_checked(part):
+    class Own(Partitioner):
+        def partition(self, dataset, num_clients, rng):
+            return [np.array(part), np.array([5])]
+
+    with pytest.raises(ValueError, match="Own.*must return"):
+        make_partitions(TensorDataset(torch.zeros(60, 1)), 2, Own(), seed=0)
+
+
+def test_natural_ids_of_two_columns_are_refused():
+    with pytest.raises(ValueError, match=r"one-dimensional.*\(4, 2\)"):
+        make_partitions(TensorDataset(torch.zeros(4, 1)), 2, NaturalPartitioner(np.zeros((4, 2))), seed=0)

@@ -120,7 +120,9 @@ def local_step(
         backward: The strategy's own backward, with the precision plugin's scaling and the hooks around it.
     """
     precision = trainer.precision_plugin
-    hooked = any(is_overridden(hook, callback) for hook in _STEP_HOOKS for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    # The parent is named because MLflow's autologging adds a callback of the twin package, pytorch_lightning.
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    hooked = any(is_overridden(hook, callback, parent=pl.Callback) for hook in _STEP_HOOKS for callback in callbacks)
     hooked |= any(is_overridden(hook, module) for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS))
     training_step = module.training_step if takes_index else lambda batch, index: module.training_step(batch)
     clip_value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm

@@ -35,7 +35,7 @@ _PLAIN_NAMES = ("val/acc", "val_acc", "val/accuracy", "val_accuracy", "val/loss"
 
 
 class LBGMCallback(Callback):
-    """Log what a federation sends, and draw it. :class:`LBGMFederated` adds one where you pass none.
+    """Log what a federation sends, and draw it. ``LBGMFederated`` adds one where you pass none.
 
     Every round, in every logger with the round as the step, and in ``trainer.callback_metrics`` (so that
     ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them): the ``comm/``, ``lbgm/`` and ``fl/`` metrics that
@@ -53,7 +53,7 @@ class LBGMCallback(Callback):
         client_table: Whether to write the table, where there is a logger.
         figures: Whether to draw the figures.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_lbgm import LBGMCallback, LBGMFederated
         >>> trainer = Trainer(

@@ -26,7 +26,7 @@ class Federation:
     """Clients, uplink and server of one run, simulated in one process.
 
     A round streams the cohort: one client at a time trains on the module, and its update lives in one reused vector of
-    shape ``(M,)``. Only a :class:`~lightning_lbgm.uplink.Message` reaches the server; both ends share one copy of the
+    shape ``(M,)``. Only a ``Message`` reaches the server; both ends share one copy of the
     look-back gradients, which are equal by construction.
 
     Args:
@@ -65,7 +65,7 @@ class Federation:
     ) -> Tensor:
         """Run the client phase of a round: local training, uplink, and the streamed sum on the server.
 
-        Afterwards the module holds some client's parameters, until :meth:`finish_round`.
+        Afterwards the module holds some client's parameters, until ``finish_round``.
 
         Args:
             round_: The cohort and its data.
@@ -195,7 +195,7 @@ class Federation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`, made by a federation with the same settings."""
+        """Continue from ``state_dict``, made by a federation with the same settings."""
         self.round_index = state["round_index"]
         self.seed = state["seed"]
         self.ledger = Ledger(**state["ledger"])

@@ -22,12 +22,12 @@ class FlatParameters:
     a parameter is; it lives on the parameters' device.
 
     Args:
-        module: The module. Its set of trainable parameters is fixed here; see :meth:`is_current`.
+        module: The module. Its set of trainable parameters is fixed here; see ``is_current``.
 
     Raises:
         ValueError: If nothing is trainable, or a parameter is uninitialised, complex or on another device.
 
-    Example:
+    Examples:
         >>> module = nn.Linear(2, 1)
         >>> flat = FlatParameters(module)
         >>> flat.num_parameters, flat.sizes

@@ -104,7 +104,7 @@ class Ledger:
         dense_uplink_bits: What FedAvg would have sent: every update in full, from the same clients.
         downlink_bits: Sent by the server.
 
-    Example:
+    Examples:
         >>> Ledger(uplink_bits=10, dense_uplink_bits=40).savings
         0.75
     """

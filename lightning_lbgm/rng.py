@@ -24,7 +24,7 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
     Returns:
         An integer in ``[0, 2**63)``.
 
-    Example:
+    Examples:
         >>> derive_seed(0, "cohort", 3) == derive_seed(0, "cohort", 3)
         True
         >>> derive_seed(0, "cohort", 3) == derive_seed(0, "batches", 3)
@@ -35,7 +35,7 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
 
 
 def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
-    """Return a CPU generator seeded by :func:`derive_seed`."""
+    """Return a CPU generator seeded by ``derive_seed``."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *indices))
 
 

@@ -24,7 +24,7 @@ def check_settings(
     rounds_per_epoch: Any,
     seed: Any,
 ) -> None:
-    """Check the arguments of :class:`~lightning_lbgm.LBGMFederated` that do not check themselves.
+    """Check the arguments of ``LBGMFederated`` that do not check themselves.
 
     Raises:
         TypeError: If one has the wrong type.

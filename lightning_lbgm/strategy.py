@@ -86,7 +86,7 @@ class LBGMFederated(SingleDeviceStrategy):
         ValueError: If an argument is out of range, or both ``local_epochs`` and ``local_steps`` are given.
         MisconfigurationException: At fit start, where the Trainer or the module asks for what a federation cannot do.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_lbgm import LBGMFederated, LookBack, PathologicalPartitioner
         >>> strategy = LBGMFederated(

@@ -170,3 +170,13 @@ def test_outputs_can_be_switched_off(fit, tmp_path):
     fit(LBGMFederated(num_clients=3), logger=CSVLogger(tmp_path, version=0), callbacks=[callback], val=True)
     assert not list(tmp_path.rglob("*.png"))
     assert not list(tmp_path.rglob("clients.csv"))
+
+
+def test_mlflows_autologging_does_not_stop_a_fit(fit, make_logger):
+    mlflow.set_tracking_uri(make_logger()._tracking_uri)
+    mlflow.pytorch.autolog(log_models=False, checkpoint=False)
+    try:
+        trainer, _ = fit(LBGMFederated(num_clients=3))
+    finally:
+        mlflow.pytorch.autolog(disable=True)
+    assert trainer.strategy.round_index == 3

@@ -69,7 +69,7 @@ class LogCapture:
     """Stand in for ``self.log`` while clients train.
 
     Each name becomes one value a round: by default the mean over all local steps of the cohort, weighted by batch
-    size; the sum, minimum or maximum where ``reduce_fx`` says so. What a client logged counts once :meth:`accept`
+    size; the sum, minimum or maximum where ``reduce_fx`` says so. What a client logged counts once ``accept``
     is called, so that a client that is left out leaves no trace, except in the state of a ``torchmetrics.Metric``.
 
     Attributes:
@@ -86,7 +86,7 @@ class LogCapture:
         Args:
             name: The key.
             value: The value.
-            **options: The other arguments of ``LightningModule.log``, kept for :meth:`flush`. ``batch_size``, where
+            **options: The other arguments of ``LightningModule.log``, kept for ``flush``. ``batch_size``, where
                 given, is the weight.
         """
         entry = self._client.get(name)

@@ -26,7 +26,7 @@ class BatchPlan:
         shuffle: Whether each pass has a new order.
         drop_last: Whether a last smaller batch of a pass is left out (never the only one).
 
-    Example:
+    Examples:
         >>> plan = BatchPlan(batch_size=2, local_steps=3)
         >>> [b.tolist() for b in plan.batches(torch.tensor([4, 5, 6]), torch.Generator())]
         [[4, 5], [6], [4, 5]]

@@ -15,7 +15,7 @@ def resolve_cohort_size(num_clients: int, clients_per_round: int | float | None)
     Raises:
         ValueError: If it is outside its range, or not a number.
 
-    Example:
+    Examples:
         >>> resolve_cohort_size(50, None), resolve_cohort_size(50, 5), resolve_cohort_size(50, 0.3)
         (50, 5, 15)
     """

@@ -29,7 +29,7 @@ def find_labels(dataset: Any, labels: Any = None) -> Tensor:
     Raises:
         ValueError: If the labels cannot be found, or are not one class for each example.
 
-    Example:
+    Examples:
         >>> find_labels(TensorDataset(torch.zeros(3, 2), torch.tensor([7, 3, 7]))).tolist()
         [1, 0, 1]
     """

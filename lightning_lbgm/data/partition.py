@@ -110,7 +110,7 @@ class PathologicalPartitioner(Partitioner):
         ValueError: If ``classes_per_client`` is less than 1; and at fit start, if it is more than the classes there
             are, if the clients cannot take every class, or if a class has fewer examples than shards.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import TensorDataset
         >>> data = TensorDataset(torch.zeros(8, 1), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
         >>> parts = make_partitions(data, 4, PathologicalPartitioner(2), seed=0)
@@ -237,7 +237,7 @@ class NaturalPartitioner(Partitioner):
         ValueError: At fit start, if the number of ids is not that of the examples, if the number of clients found is
             not ``num_clients``, or if ``client_ids`` is None and the dataset is no ``ConcatDataset``.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import TensorDataset
         >>> data = TensorDataset(torch.zeros(4, 1))
         >>> [p.tolist() for p in make_partitions(data, 2, NaturalPartitioner(["b", "a", "b", "b"]), seed=0)]

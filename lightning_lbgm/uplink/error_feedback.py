@@ -26,7 +26,7 @@ class ErrorFeedback(Stage):
     Raises:
         TypeError: If it is not a stage or a list of stages.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_lbgm import TopK
         >>> stage = ErrorFeedback(TopK(0.5))

@@ -28,7 +28,7 @@ def lbp_error(dot: float, update_squared_norm: float, lbg_squared_norm: float) -
         update_squared_norm: ``|g|^2 > 0``.
         lbg_squared_norm: ``|l|^2 > 0``.
 
-    Example:
+    Examples:
         >>> lbp_error(dot=1.0, update_squared_norm=2.0, lbg_squared_norm=1.0)  # 45 degrees
         0.5
     """
@@ -39,7 +39,7 @@ class LookBack(Stage):
     """Recycle the look-back gradient (LBGM): send a scalar where the update has kept its direction.
 
     Each client and the server hold the client's LBG ``l``, the last update that it sent in full. For a new update
-    ``g``, with LBP error ``sin^2(alpha)`` (see :func:`lbp_error`):
+    ``g``, with LBP error ``sin^2(alpha)`` (see ``lbp_error``):
 
     - error <= ``threshold``: the look-back coefficient (LBC) ``rho = <g, l> / |l|^2`` is sent, one scalar of the
       update's dtype (32 bits), and the server uses ``rho * l``. The client is *recycled*.
@@ -59,7 +59,7 @@ class LookBack(Stage):
         TypeError: If ``threshold`` is not a number.
         ValueError: If ``threshold`` is outside [0, 1] or ``granularity`` is unknown.
 
-    Example:
+    Examples:
         >>> from lightning_lbgm.uplink import Dense
         >>> stage, = [LookBack(threshold=0.2)]
         >>> state = stage.init()
@@ -149,7 +149,7 @@ class LookBack(Stage):
 
 def _coefficient_dtype(payload: Payload) -> torch.dtype:
     """Coefficients travel in the update's own precision."""
-    return next(tensor.dtype for tensor in payload.tensors() if tensor.is_floating_point())
+    return next((tensor.dtype for tensor in payload.tensors() if tensor.is_floating_point()), torch.float32)
 
 
 def _store_lbg(state: State, index: int, update: Payload) -> None:

@@ -31,6 +31,9 @@ def inner(a: Tensor, b: Tensor) -> float:
 class Payload(ABC):
     """The body of a message: an update of ``size`` numbers in some encoding.
 
+    A subclass is constructed from the tensors that it sends, in the order of ``tensors``, and ``sizes``, so that a
+    stored one can be rebuilt. It overrides ``split`` where its parts have an encoding smaller than all values.
+
     Attributes:
         sizes: Number of entries of each parameter tensor, in order. Both ends know it: it is not sent.
     """
@@ -42,7 +45,7 @@ class Payload(ABC):
         self._squared_norm: float | None = None
 
     def __init_subclass__(cls) -> None:
-        """Make the class known to :meth:`from_state`."""
+        """Make the class known to ``from_state``."""
         Payload._kinds[cls.__name__] = cls
 
     @property
@@ -52,7 +55,7 @@ class Payload(ABC):
 
     @property
     def num_bits(self) -> int:
-        """Bits sent: exactly the bytes of :meth:`tensors`. Framing (kind, round, layout) is not counted."""
+        """Bits sent: exactly the bytes of ``tensors``. Framing (kind, round, layout) is not counted."""
         return sum(8 * tensor.nbytes for tensor in self.tensors())
 
     @abstractmethod
@@ -94,7 +97,7 @@ class Payload(ABC):
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> Payload:
-        """Rebuild a payload from :meth:`to_state`."""
+        """Rebuild a payload from ``to_state``."""
         return Payload._kinds[state["kind"]]._from_state(state)
 
     @classmethod
@@ -109,7 +112,7 @@ class Dense(Payload):
         values: Shape ``(size,)``.
         sizes: Entries of each parameter tensor; all in one where left out.
 
-    Example:
+    Examples:
         >>> Dense(torch.zeros(10)).num_bits
         320
     """
@@ -133,7 +136,7 @@ class Sparse(Payload):
         indices: Shape ``(k,)``, ``int32`` and increasing (``int64`` for 2^31 parameters or more).
         sizes: Entries of each parameter tensor.
 
-    Example:
+    Examples:
         >>> payload = Sparse(torch.tensor([5.0, -7.0]), torch.tensor([1, 3], dtype=torch.int32), sizes=(4,))
         >>> payload.dense().tolist(), payload.num_bits
         ([0.0, 5.0, 0.0, -7.0], 128)

@@ -18,9 +18,9 @@ class SignSGD(Stage):
 
     The update decodes to ``(|g|_1 / M) * sign(g)``, with zero counted as positive; so the server needs no step size of
     its own. ``8 * ceil(M / 8)`` bits and the scale's 32 are sent. It is biased: wrap it in
-    :class:`~lightning_lbgm.ErrorFeedback`.
+    ``ErrorFeedback``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_lbgm.uplink import Dense
         >>> payload, _ = SignSGD().encode(Dense(torch.tensor([1.0, -2.0, 6.0])), {})

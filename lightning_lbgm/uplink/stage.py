@@ -41,9 +41,9 @@ class Encoded(NamedTuple):
 class Stage(ABC):
     """One step of the uplink: encodes on the client, decodes on the server.
 
-    A stage object holds settings only. What it remembers about a client is in a :data:`State` made by :meth:`init`,
-    one at each end, and is passed in at each call; the client's is advanced by :meth:`encode`, the server's by
-    :meth:`decode`, in place. A compressor needs :meth:`encode` alone, for its payload decodes itself.
+    A stage object holds settings only. What it remembers about a client is in a ``State`` made by ``init``,
+    one at each end, and is passed in at each call; the client's is advanced by ``encode``, the server's by
+    ``decode``, in place. A compressor needs ``encode`` alone, for its payload decodes itself.
 
     Attributes:
         terminal: Whether the stage must be the last of its chain.
@@ -60,14 +60,14 @@ class Stage(ABC):
         """Encode an update on the client and advance the client's state.
 
         Args:
-            update: What the stage before produced, or a :class:`Dense` update. It is not written to.
+            update: What the stage before produced, or a ``Dense`` update. It is not written to.
             state: The client's state, changed in place. What it keeps is copied.
         """
 
     def reconstruct(self, payload: Payload, state: State) -> Payload:
         """Return what the server sees for a payload just encoded, from the client's own state, which stays as it is.
 
-        In simulation this stands for :meth:`decode`, so that both ends share one copy of the state.
+        In simulation this stands for ``decode``, so that both ends share one copy of the state.
         """
         return payload
 

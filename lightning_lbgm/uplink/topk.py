@@ -17,7 +17,7 @@ class TopK(Stage):
     """Send the entries of largest magnitude, over the whole update, and where they stand.
 
     ``k = max(1, round(fraction * M))`` values and indices are sent: 64 bits each for ``float32``. It is biased:
-    wrap it in :class:`~lightning_lbgm.ErrorFeedback` where the fraction is small.
+    wrap it in ``ErrorFeedback`` where the fraction is small.
 
     Args:
         fraction: Share of the entries to send, in (0, 1].
@@ -26,7 +26,7 @@ class TopK(Stage):
         TypeError: If ``fraction`` is not a number.
         ValueError: If it is outside (0, 1].
 
-    Example:
+    Examples:
         >>> from lightning_lbgm.uplink import Dense
         >>> payload, _ = TopK(0.5).encode(Dense(torch.tensor([1.0, -4.0, 3.0, 0.5])), {})
         >>> payload.dense().tolist()

@@ -21,6 +21,7 @@ from lightning_lbgm.clients import LogCapture
 from lightning_lbgm.data import Round
 
 __all__ = [
+    "LOG_ARGUMENTS",
     "ClientProgress",
     "batch_transfer",
     "captured_log",
@@ -33,7 +34,7 @@ __all__ = [
 _STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 _MODULE_STEP_HOOKS = ("optimizer_zero_grad", "backward", "configure_gradient_clipping")
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-_LOG_ARGUMENTS = tuple(inspect.signature(pl.LightningModule.log).parameters)[3:]  # after self, name and value
+LOG_ARGUMENTS = tuple(inspect.signature(pl.LightningModule.log).parameters)[3:]  # after self, name and value
 
 
 def devices_are_automatic(trainer: pl.Trainer) -> bool:
@@ -64,15 +65,9 @@ def pass_rounds_through(module: pl.LightningModule) -> Callable[[], None]:
 @contextmanager
 def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[None]:
     """Send the module's ``self.log`` and ``self.log_dict`` to ``capture``."""
-
-    def log(name: str, value: Any, *args: Any, **options: Any) -> None:
-        if args:
-            options.update(zip(_LOG_ARGUMENTS, args))
-        capture.record(name, value, **options)
-
     # A compiled step breaks its graph here. Elsewhere the wrapper would cost more than the recording.
     compiled = module._compiler_ctx is not None or hasattr(module.training_step, "_torchdynamo_orig_callable")
-    module.__dict__["log"] = torch.compiler.disable(log) if compiled else log
+    module.__dict__["log"] = torch.compiler.disable(capture.record) if compiled else capture.record
     try:
         yield
     finally:

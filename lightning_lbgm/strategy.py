@@ -141,7 +141,7 @@ class LBGMFederated(SingleDeviceStrategy):
         self.seed = seed
         self.last_report: RoundReport | None = None
         self._federation: Federation | None = None
-        self._capture = LogCapture()
+        self._capture = LogCapture(_lightning.LOG_ARGUMENTS)
         self._restored: dict[str, Any] | None = None
         self._fit_trainer: pl.Trainer | None = None
         self._undo_patch: Callable[[], None] | None = None

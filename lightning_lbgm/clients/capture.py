@@ -24,6 +24,18 @@ class _Entry:
     weight: float = 0.0
     last: Any = None  # what cannot be averaged: a torchmetrics.Metric, which keeps its own state
 
+    def takes(self, value: Any) -> bool:
+        """Tell whether a value only needs adding to a sum that is there already."""
+        total = self.total
+        return (
+            type(value) is Tensor
+            and total is not None
+            and self.reduction == "mean"
+            and value.ndim == 0
+            and value.dtype is total.dtype
+            and value.device == total.device
+        )
+
     def add(self, value: Tensor, weight: float) -> None:
         """Take a value, shape ``()``, detached; it is not kept."""
         self.weight += weight
@@ -73,23 +85,33 @@ class LogCapture:
     is called, so that a client that is left out leaves no trace, except in the state of a ``torchmetrics.Metric``.
 
     Attributes:
+        argument_names: The arguments of ``self.log`` after name and value, in order.
         batch_size: Examples in the local batch at hand, the weight of what is logged now.
     """
 
+    argument_names: tuple[str, ...] = ()
     batch_size: int = 1
     _client: dict[str, _Entry] = field(default_factory=dict)
     _round: dict[str, _Entry] = field(default_factory=dict)
 
-    def record(self, name: str, value: Any, **options: Any) -> None:
+    def record(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         """Take one value: a number, a tensor with one element or a ``torchmetrics.Metric``.
 
         Args:
             name: The key.
             value: The value.
+            *args: The first of the other arguments, named by ``argument_names``.
             **options: The other arguments of ``LightningModule.log``, kept for ``flush``. ``batch_size``, where
                 given, is the weight.
         """
+        if args:
+            options.update(zip(self.argument_names, args))
         entry = self._client.get(name)
+        if entry is not None and entry.takes(value) and not options.get("batch_size"):
+            # What a round does thousands of times, in as few operations as there are.
+            entry.weight += self.batch_size
+            entry.total.add_(value.detach(), alpha=self.batch_size)  # type: ignore[union-attr]
+            return
         if entry is None:
             entry = self._client[name] = _Entry(options, _reduction_name(options.get("reduce_fx", "mean")))
         weight = options.get("batch_size") or self.batch_size

@@ -61,7 +61,7 @@ class LookBack(Stage):
 
     Examples:
         >>> from lightning_lbgm.uplink import Dense
-        >>> stage, = [LookBack(threshold=0.2)]
+        >>> stage = LookBack(threshold=0.2)
         >>> state = stage.init()
         >>> stage.encode(Dense(torch.tensor([1.0, 1.0])), state).payload.num_bits  # no LBG yet: two floats
         64

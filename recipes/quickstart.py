@@ -25,8 +25,8 @@ from lightning_lbgm.figures import draw_metric_against_uplink
 
 METHODS = {
     "FedAvg": [],
-    "LBGM": [LookBack(threshold=0.2)],
-    "TopK + LBGM": [TopK(0.1), LookBack(threshold=0.2)],
+    "LBGM": [LookBack(threshold=0.05)],
+    "TopK + LBGM": [TopK(0.1), LookBack(threshold=0.05)],
 }
 
 

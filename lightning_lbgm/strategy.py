@@ -141,7 +141,6 @@ class LBGMFederated(SingleDeviceStrategy):
         self.seed = seed
         self.last_report: RoundReport | None = None
         self._federation: Federation | None = None
-        self._capture = LogCapture(_lightning.LOG_ARGUMENTS)
         self._restored: dict[str, Any] | None = None
         self._fit_trainer: pl.Trainer | None = None
         self._undo_patch: Callable[[], None] | None = None
@@ -303,10 +302,11 @@ class LBGMFederated(SingleDeviceStrategy):
         optimizer = self.optimizers[0]
         transfer = _lightning.batch_transfer(trainer, module, super().batch_to_device)
         step = _lightning.local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
-        with _lightning.captured_log(module, self._capture):
-            local_trainer = LocalTrainer(optimizer, step, self._capture)
+        capture = LogCapture(_lightning.LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
+        with _lightning.captured_log(module, capture):
+            local_trainer = LocalTrainer(optimizer, step, capture)
             loss = federation.run_clients(round_, local_trainer, self._on_client_end)
-        self._capture.flush(module.log)
+        capture.flush(module.log)
         return loss
 
     @override
@@ -363,7 +363,7 @@ class LBGMFederated(SingleDeviceStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
         if self._trainer().state.fn == TrainerFn.FITTING:
-            # Kept until `setup`, when the optimizers exist.
+            # Kept until `on_train_start`, when the federation is made.
             self._restored = checkpoint.get(_CHECKPOINT_KEY)
         return checkpoint
 

@@ -112,11 +112,10 @@ class ClientFeed:
             self._requests[:] = [request for client_id in cohort for request in requests[client_id]]
             fetched = iter(self._worker_loader)
             for client_id in cohort:
-                batches = [(fetched, len(indices)) for _, indices in requests[client_id]]
-                left = iter(batches)
-                yield client_id, (LocalBatch(next(source), size) for source, size in left)
-                for source, _ in left:  # what the client did not take
-                    next(source)
+                sizes = iter([len(indices) for _, indices in requests[client_id]])
+                yield client_id, (LocalBatch(next(fetched), size) for size in sizes)
+                for _ in sizes:  # what the client did not take
+                    next(fetched)
 
     def _order(self, round_index: int, client_id: int) -> list[Tensor]:
         self._generator.manual_seed(derive_seed(self.seed, "batches", round_index, client_id))

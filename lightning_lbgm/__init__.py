@@ -4,18 +4,37 @@ from lightning_lbgm.__about__ import __version__
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
 from lightning_lbgm.strategy import LBGMFederated
-from lightning_lbgm.uplink import ErrorFeedback, LookBack, SignSGD, TopK
+from lightning_lbgm.uplink import (
+    ATOMO,
+    QSGD,
+    Cast,
+    ErrorFeedback,
+    LayerRecycling,
+    LookBack,
+    PowerSGD,
+    RandK,
+    SignSGD,
+    TargetSavings,
+    TopK,
+)
 
 __all__ = [
+    "ATOMO",
+    "QSGD",
+    "Cast",
     "DirichletPartitioner",
     "ErrorFeedback",
     "IIDPartitioner",
     "LBGMCallback",
     "LBGMFederated",
+    "LayerRecycling",
     "LookBack",
     "NaturalPartitioner",
     "PathologicalPartitioner",
+    "PowerSGD",
+    "RandK",
     "SignSGD",
+    "TargetSavings",
     "TopK",
     "__version__",
 ]

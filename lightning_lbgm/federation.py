@@ -17,7 +17,7 @@ from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
 from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 from lightning_lbgm.server import Server
-from lightning_lbgm.uplink import Chain, Decision, Dense, Message, State
+from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult, State
 
 __all__ = ["Federation"]
 
@@ -56,6 +56,7 @@ class Federation:
         self.round_index = 0
         self.ledger = Ledger()
         self.clients: dict[int, State] = {}
+        self.shared = uplink.init_shared()
         self._update = flat.empty()
         self._reports: list[ClientReport] = []
         self._touched: list[int] = []
@@ -111,6 +112,7 @@ class Federation:
 
     def finish_round(self) -> RoundReport:
         """Make the server's step, leave the global parameters in the module, and close the account of the round."""
+        self._end_uplink_round()
         norm = self.server.step(len(self._reports))
         self.buffers.finish_round(self.server.total_weight)
         report = RoundReport(self.round_index, tuple(self._reports), norm)
@@ -118,6 +120,24 @@ class Federation:
         self.round_index += 1
         self._reports, self._touched = [], []
         return report
+
+    def _end_uplink_round(self) -> None:
+        """Let the stages learn from the round what concerns all clients."""
+        mean_update = self.server.mean_update(len(self._reports))
+        if mean_update is None:
+            return
+        sent = [report for report in self._reports if not report.rejected]
+        result = RoundResult(
+            layout=self.flat.layout,
+            server_params=self.server.server_params,
+            mean_update=mean_update,
+            uplink_bits=tuple(report.uplink_bits for report in sent),
+            dense_bits=tuple(report.dense_bits for report in sent),
+            decisions=tuple(report.decision for report in sent),
+        )
+        # No client has the number -1: what the server draws is independent of what they do.
+        context = Context(self.round_index, self.shared, self.seed, (-1,))
+        self.uplink.end_round(self.shared, result, context)
 
     @contextmanager
     def global_model(self) -> Iterator[None]:
@@ -152,7 +172,7 @@ class Federation:
 
     @torch.no_grad()
     def _send(self, client_id: int, num_examples: int, weight: float, result: LocalResult) -> ClientReport:
-        update = Dense(self.flat.update_from(self.server.server_params, self._update), self.flat.sizes)
+        update = Dense(self.flat.update_from(self.server.server_params, self._update), self.flat.layout)
         buffers = self.buffers.changed()
         squared_norm = update.squared_norm()
         rejected = not math.isfinite(squared_norm) or not all(bool(torch.isfinite(b).all()) for b in buffers.values())
@@ -163,9 +183,11 @@ class Federation:
             if self.buffers.mode == "client":
                 state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
                 buffers = {}
-            payload, decision = self.uplink.encode(update, state["uplink"])
-            message = Message(client_id, payload, buffers)
-            self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"]), weight)
+            context = Context(self.round_index, self.shared, self.seed, (client_id,))
+            encoded = self.uplink.encode(update, state["uplink"], context)
+            decision = encoded.decision
+            message = Message(client_id, encoded.payload, buffers, self.round_index)
+            self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"], context), weight)
             self.buffers.receive(message.buffers, weight)
             uplink_bits, dense_bits = message.num_bits, Message(client_id, update, buffers).num_bits
         return ClientReport(
@@ -191,6 +213,7 @@ class Federation:
             "seed": self.seed,
             "ledger": self.ledger.state_dict(),
             "server": self.server.state_dict(),
+            "uplink": self.shared,
             "clients": {k: state for k, state in self.clients.items() if k not in self._touched},
         }
 
@@ -200,6 +223,7 @@ class Federation:
         self.seed = state["seed"]
         self.ledger = Ledger(**state["ledger"])
         self.server.load_state_dict(state["server"])
+        self.shared = _to_device(state["uplink"], self.flat.device)
         self.clients = _to_device(state["clients"], self.flat.device)
 
 

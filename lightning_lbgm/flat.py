@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from lightning_lbgm.uplink.layout import Layout
+
 __all__ = ["FlatParameters"]
 
 _MAX_CACHED_VIEWS = 4
@@ -50,7 +52,8 @@ class FlatParameters:
             raise ValueError("The module has no trainable parameter: set `requires_grad=True` on what is to be learnt.")
         self.names = tuple(name for name, _ in named)
         self.parameters = [parameter for _, parameter in named]
-        self.sizes = tuple(parameter.numel() for parameter in self.parameters)
+        self.layout = Layout(parameter.shape for parameter in self.parameters)
+        self.sizes = self.layout.sizes
         self.num_parameters = sum(self.sizes)
         self.dtype = functools.reduce(torch.promote_types, (p.dtype for p in self.parameters), torch.float32)
         devices = {parameter.device for parameter in self.parameters}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from lightning_lbgm.uplink.stage import Decision
+from lightning_lbgm.uplink.context import Decision
 
 __all__ = ["ClientReport", "Ledger", "RoundReport"]
 

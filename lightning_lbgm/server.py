@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_lbgm.flat import FlatParameters
@@ -66,19 +66,31 @@ class Server:
         self._num_received += 1
 
     @torch.no_grad()
-    def step(self, cohort_size: int) -> float:
-        """Make the server's step and write the global parameters into the module.
+    def mean_update(self, cohort_size: int) -> Tensor | None:
+        """Finish the average and return it, shape ``(M,)``, valid until the next round; None where none was received.
 
-        Weights renormalise where fewer than ``cohort_size`` updates were received; with none, the parameters stay.
+        Weights renormalise where fewer than ``cohort_size`` updates were received.
+        """
+        if self._total_weight <= 0:
+            return None
+        if self._num_received < cohort_size:
+            self._sum.div_(self._total_weight)
+            self._num_received = cohort_size
+        return self._sum
+
+    @torch.no_grad()
+    def step(self, cohort_size: int) -> float:
+        """Make the server's step along ``mean_update`` and write the global parameters into the module.
+
+        Where no update was received, the parameters stay.
 
         Returns:
             The L2 norm of the average update.
         """
         norm = 0.0
-        if self._total_weight > 0:
-            if self._num_received < cohort_size:
-                self._sum.div_(self._total_weight)
-            norm = inner(self._sum, self._sum) ** 0.5
+        mean = self.mean_update(cohort_size)
+        if mean is not None:
+            norm = inner(mean, mean) ** 0.5
             self.optimizer.step()
         self.flat.write(self.server_params)
         return norm

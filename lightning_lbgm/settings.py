@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 
 from lightning_lbgm.data import Partitioner
 
-__all__ = ["check_settings", "describe_callable"]
+__all__ = ["check_settings"]
 
 
 def check_settings(
@@ -55,13 +54,6 @@ def check_settings(
         raise ValueError(f"`buffers` must be 'average', 'server' or 'client'; got {buffers!r}.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"`seed` must be an int or None; got {seed!r}.")
-
-
-def describe_callable(factory: Callable[..., Any]) -> str:
-    """Name a callable, with the arguments of a ``functools.partial``, without its memory address."""
-    function, settings = getattr(factory, "func", factory), getattr(factory, "keywords", {})
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
 def _check_positive(name: str, value: Any) -> None:

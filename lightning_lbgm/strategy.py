@@ -40,11 +40,12 @@ from lightning_lbgm.data import (
     plan_from_loader,
     resolve_cohort_size,
 )
+from lightning_lbgm.describe import describe_callable
 from lightning_lbgm.federation import Federation
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import Ledger, RoundReport
 from lightning_lbgm.server import Server
-from lightning_lbgm.settings import check_settings, describe_callable
+from lightning_lbgm.settings import check_settings
 from lightning_lbgm.uplink import LookBack, Stage, as_chain
 
 __all__ = ["LBGMFederated"]

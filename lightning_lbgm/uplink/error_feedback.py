@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_lbgm.uplink.payload import Dense, Payload
-from lightning_lbgm.uplink.stage import Encoded, Stage, State, as_chain
+from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State, as_chain
 
 __all__ = ["ErrorFeedback"]
 
@@ -45,22 +45,32 @@ class ErrorFeedback(Stage):
         """Make the state of a client with nothing left to send: the residual ``(M,)`` is made at its first update."""
         return {"residual": None, "stage": self.stage.init()}
 
-    def encode(self, update: Payload, state: State) -> Encoded:
+    def init_shared(self) -> State:
+        return self.stage.init_shared()
+
+    def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         residual = state["residual"]
         values = update.dense() if residual is None else update.dense() + residual
-        encoded = self.stage.encode(Dense(values, update.sizes), state["stage"])
+        encoded = self.stage.encode(Dense(values, update.layout), state["stage"], context)
         if residual is None:
             residual = state["residual"] = values.clone()
         else:
             residual.copy_(values)
-        self.stage.reconstruct(encoded.payload, state["stage"]).add_to(residual, -1.0)
+        self.stage.reconstruct(encoded.payload, state["stage"], context).add_to(residual, -1.0)
         return encoded
 
-    def reconstruct(self, payload: Payload, state: State) -> Payload:
-        return self.stage.reconstruct(payload, state["stage"])
+    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        return self.stage.reconstruct(payload, state["stage"], context)
 
-    def decode(self, payload: Payload, state: State) -> Payload:
-        return self.stage.decode(payload, state["stage"])
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        return self.stage.decode(payload, state["stage"], context)
+
+    def forget(self, state: State) -> None:
+        # The residual stays: it is the client's alone.
+        self.stage.forget(state["stage"])
+
+    def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
+        self.stage.end_round(shared, result, context)
 
     def __repr__(self) -> str:
         inner = self.stage.stages

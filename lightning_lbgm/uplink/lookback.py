@@ -1,63 +1,57 @@
-"""The look-back test: send one coefficient where the new update is nearly parallel to the last one sent in full.
+"""The look-back test: send coefficients where the new update is nearly in the span of the last ones sent in full.
 
 Azam, Hosseinalipour, Qiu, Brinton: "Recycling Model Updates in Federated Learning: Are Gradient Subspaces
-Low-Rank?", ICLR 2022 (arXiv 2202.00280), Algorithm 1.
+Low-Rank?", ICLR 2022 (arXiv 2202.00280), Algorithm 1. ``rank`` above 1 is this package's generalisation of it.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 
-from lightning_lbgm.uplink.payload import Blocks, Coefficients, Payload, Scaled
-from lightning_lbgm.uplink.stage import Decision, Encoded, Stage, State
+from lightning_lbgm.uplink import subspace
+from lightning_lbgm.uplink.checks import check_count
+from lightning_lbgm.uplink.payload import Blocks, Coefficients, Payload
+from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
+from lightning_lbgm.uplink.subspace import Basis
+from lightning_lbgm.uplink.threshold import TargetSavings, check_threshold, threshold_of
+from lightning_lbgm.uplink.wire import MessageError
 
-__all__ = ["LookBack", "lbp_error"]
-
-
-def lbp_error(dot: float, update_squared_norm: float, lbg_squared_norm: float) -> float:
-    """Return the look-back phase (LBP) error of an update g against a look-back gradient (LBG) l.
-
-    It is the squared sine of the angle between them, ``sin^2(alpha) = 1 - <g, l>^2 / (|g|^2 |l|^2)``, clamped into
-    [0, 1] against round-off.
-
-    Args:
-        dot: ``<g, l>``.
-        update_squared_norm: ``|g|^2 > 0``.
-        lbg_squared_norm: ``|l|^2 > 0``.
-
-    Examples:
-        >>> lbp_error(dot=1.0, update_squared_norm=2.0, lbg_squared_norm=1.0)  # 45 degrees
-        0.5
-    """
-    return min(1.0, max(0.0, 1.0 - (dot / update_squared_norm) * (dot / lbg_squared_norm)))
+__all__ = ["LookBack"]
 
 
 class LookBack(Stage):
     """Recycle the look-back gradient (LBGM): send a scalar where the update has kept its direction.
 
-    Each client and the server hold the client's LBG ``l``, the last update that it sent in full. For a new update
-    ``g``, with LBP error ``sin^2(alpha)`` (see ``lbp_error``):
+    Each client and the server hold the client's look-back gradients (LBGs) ``l_1 ... l_r``, its last updates that went
+    in full; the paper has one. For a new update ``g``, with LBP error ``1 - |P g|^2 / |g|^2``, P the projection on
+    their span (for one LBG the squared sine of the angle, see ``lbp_error``):
 
-    - error <= ``threshold``: the look-back coefficient (LBC) ``rho = <g, l> / |l|^2`` is sent, one scalar of the
-      update's dtype (32 bits), and the server uses ``rho * l``. The client is *recycled*.
-    - otherwise, or without an LBG: ``g`` is sent in full (as compressed by the stages before) and becomes the LBG.
-      The client is *refreshed*.
+    - error <= ``threshold``: the look-back coefficients (LBC, rho) of the projection are sent, one number an LBG in the
+      update's dtype (32 bits), and the server uses ``P g``; for one LBG ``rho = <g, l> / |l|^2`` and ``rho * l``. The
+      client is *recycled*.
+    - otherwise, or without an LBG: ``g`` is sent in full (as compressed by the stages before) and becomes an LBG; the
+      oldest one beyond ``rank`` goes. The client is *refreshed*.
 
-    A zero update is recycled with ``rho = 0``; a zero LBG is refreshed. LBGs are kept in the form in which they were
-    sent: sparse after ``TopK``, packed after ``SignSGD``.
+    A zero update is recycled with ``rho = 0``; LBGs that are all zero are refreshed. LBGs are kept in the form in which
+    they were sent (sparse after ``TopK``, packed after ``SignSGD``, factors after ``ATOMO``), and the test is computed
+    there.
 
     Args:
         threshold: delta in the paper, the largest LBP error that is recycled, in [0, 1]. 0 recycles nothing, not even
-            where the error rounds to 0, and equals sending everything; 1 recycles whenever there is an LBG.
+            where the error rounds to 0, and equals sending everything; 1 recycles whenever there is an LBG. Also a
+            function of the round (from 0), or ``TargetSavings(0.9)``.
         granularity: ``"model"``, one test on the whole update, as in the paper; or ``"layer"``, one test for each
             parameter tensor, as in the authors' code.
+        rank: r, LBGs kept for each test: r vectors of memory a client, and r inner products an update. Above 1 it
+            recycles more of noisy updates (see docs/choosing.md).
+        max_age: Rounds in a row that a test may recycle; then the update goes in full. None: any number.
 
     Raises:
-        TypeError: If ``threshold`` is not a number.
-        ValueError: If ``threshold`` is outside [0, 1] or ``granularity`` is unknown.
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``threshold`` is outside [0, 1], ``granularity`` is unknown, or a count is not positive.
 
     Examples:
         >>> from lightning_lbgm.uplink import Dense
@@ -71,97 +65,110 @@ class LookBack(Stage):
     """
 
     terminal = True
+    _shown_if_set = ("rank", "max_age")
 
-    def __init__(self, threshold: float = 0.2, granularity: Literal["model", "layer"] = "model") -> None:
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-            raise TypeError(f"`LookBack(threshold=...)` must be a number in [0, 1]; got {threshold!r}.")
-        if not 0 <= threshold <= 1:
-            raise ValueError(
-                f"`LookBack(threshold=...)` must be in [0, 1], for it bounds a squared sine; got {threshold!r}."
-                " Use 0.2 for the paper's setting, 0 to send everything."
-            )
+    def __init__(
+        self,
+        threshold: float | Callable[[int], float] | TargetSavings = 0.2,
+        granularity: Literal["model", "layer"] = "model",
+        rank: int = 1,
+        max_age: int | None = None,
+    ) -> None:
+        self.threshold = check_threshold(threshold)
         if granularity not in ("model", "layer"):
             raise ValueError(
                 f"`LookBack(granularity=...)` must be 'model' (one test for each client) or 'layer' (one for each"
                 f" parameter tensor); got {granularity!r}."
             )
-        self.threshold = float(threshold)
         self.granularity = granularity
+        self.rank = check_count("LookBack", "rank", rank)
+        self.max_age = None if max_age is None else check_count("LookBack", "max_age", max_age)
 
     def init(self) -> State:
-        """Make the state of a client without an LBG: ``{"lbgs": {}}``, filled with one entry a test."""
-        return {"lbgs": {}}
+        """Make the state of a client without an LBG: filled with the LBGs and the age of each test."""
+        return {"lbgs": {}, "ages": {}}
 
-    def encode(self, update: Payload, state: State) -> Encoded:
-        parts = self._parts(update)
+    def init_shared(self) -> State:
+        return self.threshold.init() if isinstance(self.threshold, TargetSavings) else {}
+
+    def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
+        threshold = threshold_of(self.threshold, context)
+        lbgs, ages = state["lbgs"], state["ages"]
+        known = bool(lbgs)
         sent: list[Payload] = []
         errors: list[float] = []
-        coefficients: list[float] = []
-        for index, part in enumerate(parts):
-            error, coefficient = self._test(part, state["lbgs"].get(index))
+        newest: list[float] = []
+        for index, part in enumerate(self._parts(update)):
+            basis = lbgs.get(index)
+            products = subspace.dots(basis, part) if basis is not None else []
+            error, coefficients = self._test(part, basis, products, threshold, ages.get(index, 0))
             errors.append(error)
-            coefficients.append(coefficient)
-            if math.isnan(coefficient):
-                _store_lbg(state, index, part)
+            if coefficients is None:
                 sent.append(part)
+                subspace.append(lbgs.setdefault(index, subspace.new_basis()), part, products, self.rank)
+                ages[index] = 0
+                newest.append(float("nan"))
             else:
-                values = part.tensors()[0].new_tensor([coefficient], dtype=_coefficient_dtype(part))
-                sent.append(Coefficients(values, part.sizes))
-        recycled = tuple(not math.isnan(c) for c in coefficients)
-        payload = Blocks(sent) if self.granularity == "layer" else sent[0]
-        return Encoded(payload, Decision(recycled, tuple(errors), tuple(coefficients)))
+                values = torch.tensor(coefficients, dtype=part.dtype, device=part.device)
+                sent.append(Coefficients(values, part.layout))
+                ages[index] = ages.get(index, 0) + 1
+                newest.append(coefficients[-1])
+        recycled = tuple(coefficient == coefficient for coefficient in newest)
+        return Encoded(
+            Blocks(sent, update.layout) if self.granularity == "layer" else sent[0],
+            Decision(recycled, tuple(errors), tuple(newest), threshold),
+            # One LBG that is replaced, everywhere, refers to nothing.
+            reads=known and (any(recycled) or self.rank > 1),
+            writes=not all(recycled),
+        )
 
-    def reconstruct(self, payload: Payload, state: State) -> Payload:
-        parts = [
-            Scaled(Payload.from_state(state["lbgs"][index]["payload"]), float(part.values))
-            if isinstance(part, Coefficients)
-            else part
-            for index, part in enumerate(self._parts(payload))
-        ]
-        return Blocks(parts) if self.granularity == "layer" else parts[0]
+    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        parts = [self._decoded(index, part, state) for index, part in enumerate(self._parts(payload))]
+        return Blocks(parts, payload.layout) if self.granularity == "layer" else parts[0]
 
-    def decode(self, payload: Payload, state: State) -> Payload:
-        for index, part in enumerate(self._parts(payload)):
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        parts = self._parts(payload)
+        decoded = [self._decoded(index, part, state) for index, part in enumerate(parts)]
+        for index, part in enumerate(parts):
             if not isinstance(part, Coefficients):
-                _store_lbg(state, index, part)
-        return self.reconstruct(payload, state)
+                basis = state["lbgs"].setdefault(index, subspace.new_basis())
+                subspace.append(basis, part, subspace.dots(basis, part), self.rank)
+        return Blocks(decoded, payload.layout) if self.granularity == "layer" else decoded[0]
+
+    def forget(self, state: State) -> None:
+        state["lbgs"].clear()
+        state["ages"].clear()
+
+    def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
+        if isinstance(self.threshold, TargetSavings):
+            self.threshold.update(shared, result)
 
     def _parts(self, payload: Payload) -> list[Payload]:
         return payload.split() if self.granularity == "layer" else [payload]
 
-    def _test(self, update: Payload, lbg: dict[str, Any] | None) -> tuple[float, float]:
-        """Return the LBP error, and the LBC or NaN where the update is to be sent in full."""
-        if lbg is None:
-            return 1.0, math.nan
-        squared_norm, lbg_squared_norm = update.squared_norm(), lbg["squared_norm"]
+    def _test(
+        self, update: Payload, basis: Basis | None, products: list[float], threshold: float, age: int
+    ) -> tuple[float, list[float] | None]:
+        """Return the LBP error, and the LBCs or None where the update is to be sent in full."""
+        if basis is None:
+            return 1.0, None
+        squared_norm = update.squared_norm()
+        may_recycle = threshold > 0 and (self.max_age is None or age < self.max_age)
         if squared_norm == 0:
-            return 0.0, 0.0 if self.threshold > 0 else math.nan
-        if lbg_squared_norm == 0:
-            return 1.0, math.nan
-        dot = update.dot(Payload.from_state(lbg["payload"]))
-        error = lbp_error(dot, squared_norm, lbg_squared_norm)
-        coefficient = dot / lbg_squared_norm
-        # A coefficient that its dtype cannot hold would decode to something that is not finite.
-        fits = abs(coefficient) <= torch.finfo(_coefficient_dtype(update)).max
-        recycle = self.threshold > 0 and error <= self.threshold and fits
-        return error, coefficient if recycle else math.nan
+            return 0.0, [0.0] * len(products) if may_recycle else None
+        if not any(basis["gram"][i][i] for i in range(len(products))):
+            return 1.0, None
+        error, coefficients = subspace.project(basis["gram"], products, squared_norm, torch.finfo(update.dtype).eps)
+        # Coefficients that their dtype cannot hold would decode to something that is not finite.
+        fit = all(abs(coefficient) <= torch.finfo(update.dtype).max for coefficient in coefficients)
+        return error, coefficients if may_recycle and error <= threshold and fit else None
 
-
-def _coefficient_dtype(payload: Payload) -> torch.dtype:
-    """Coefficients travel in the update's own precision."""
-    return next((tensor.dtype for tensor in payload.tensors() if tensor.is_floating_point()), torch.float32)
-
-
-def _store_lbg(state: State, index: int, update: Payload) -> None:
-    """Keep a copy of a fully sent update, in the storage of the LBG before it where that fits."""
-    old = state["lbgs"].get(index)
-    kept = Payload.from_state(old["payload"]).tensors() if old is not None else []
-    new = update.tensors()
-    if len(kept) == len(new) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(kept, new)):
-        assert old is not None
-        payload = old["payload"]
-        for a, b in zip(kept, new):
-            a.copy_(b)
-    else:
-        payload = update.clone().to_state()
-    state["lbgs"][index] = {"payload": payload, "squared_norm": update.squared_norm()}
+    @staticmethod
+    def _decoded(index: int, part: Payload, state: State) -> Payload:
+        if not isinstance(part, Coefficients):
+            return part
+        basis = state["lbgs"].get(index)
+        if basis is None or len(basis["payloads"]) != part.values.numel():
+            held = 0 if basis is None else len(basis["payloads"])
+            raise MessageError(f"The message has {part.values.numel()} coefficients for {held} look-back gradients.")
+        return subspace.combination(basis, part.values, part.layout)

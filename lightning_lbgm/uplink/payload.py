@@ -1,15 +1,19 @@
-"""What crosses the uplink: the payloads, what they hold and how many bits that is."""
+"""What crosses the uplink: the contract of a payload, and the kinds that every stage may use."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "Coefficients", "Dense", "Payload", "Scaled", "Signs", "Sparse", "inner"]
+from lightning_lbgm.uplink.layout import Layout, LayoutLike
+from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
+
+__all__ = ["Blocks", "Coefficients", "Combination", "Dense", "Payload", "inner"]
 
 # Outside this range a float32 sum of squares has lost digits to underflow, or overflows.
 _SAFE_SQUARES = (1e-26, 1e36)
@@ -31,36 +35,60 @@ def inner(a: Tensor, b: Tensor) -> float:
 class Payload(ABC):
     """The body of a message: an update of ``size`` numbers in some encoding.
 
-    A subclass is constructed from the tensors that it sends, in the order of ``tensors``, and ``sizes``, so that a
-    stored one can be rebuilt. It overrides ``split`` where its parts have an encoding smaller than all values.
+    A subclass names in ``fields`` what it is made of (tensors, payloads, lists of payloads, built-ins); its constructor
+    takes them in that order, and then the layout. It implements ``dtype`` and ``dense``. The rest has defaults: it
+    overrides ``split`` where its parts have an encoding smaller than all values, ``_dot`` where there is a shorter way
+    than to decode, and with a ``code`` of its own ``write`` and ``read`` to have a binary form.
 
     Attributes:
-        sizes: Number of entries of each parameter tensor, in order. Both ends know it: it is not sent.
+        fields: Names of the attributes that make up the payload.
+        code: Its kind in the binary form, 1 to 255; the package uses those below 64.
+        layout: The parameter tensors. Both ends know them: they are not sent.
     """
 
+    fields: ClassVar[tuple[str, ...]] = ()
+    code: ClassVar[int | None] = None
     _kinds: ClassVar[dict[str, type[Payload]]] = {}
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.sizes = tuple(sizes)
+    def __init__(self, layout: LayoutLike) -> None:
+        self.layout = Layout.of(layout)
         self._squared_norm: float | None = None
 
     def __init_subclass__(cls) -> None:
-        """Make the class known to ``from_state``."""
+        """Make the class known to ``from_state`` and ``read_from``."""
         Payload._kinds[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Dtype that it decodes to."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries of each parameter tensor."""
+        return self.layout.sizes
 
     @property
     def size(self) -> int:
         """Number of entries, M for a whole update."""
-        return sum(self.sizes)
+        return self.layout.size
 
     @property
-    def num_bits(self) -> int:
-        """Bits sent: exactly the bytes of ``tensors``. Framing (kind, round, layout) is not counted."""
-        return sum(8 * tensor.nbytes for tensor in self.tensors())
+    def device(self) -> torch.device:
+        """Device of its tensors."""
+        return self.tensors()[0].device
 
-    @abstractmethod
-    def tensors(self) -> list[Tensor]:
-        """List the tensors that are sent."""
+    def relabel(self, layout: Layout) -> None:
+        """Take over the parameter tensors of an update of the same size, which a message does not name.
+
+        Raises:
+            MessageError: If the payload is not one of such an update.
+        """
+        if self.size != layout.size:
+            raise MessageError(f"The message holds an update of {self.size} entries, not {layout.size}.")
+        self.layout = layout
+
+    # What it decodes to
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -71,38 +99,118 @@ class Payload(ABC):
         out.add_(self.dense(), alpha=alpha)
 
     def dot(self, other: Payload) -> float:
-        """Return the inner product with another payload of the same size."""
+        """Return the inner product with another payload of the same size, without decoding where that can be done."""
+        for one, two in ((self, other), (other, self)):
+            result = one._dot(two)
+            if result is not None:
+                return result
         return inner(self.dense(), other.dense())
+
+    def _dot(self, other: Payload) -> float | None:
+        """Return the inner product where there is a shorter way for this pair of kinds, else None."""
+        return None
 
     def squared_norm(self) -> float:
         """Return ``|g|^2``, computed once."""
         if self._squared_norm is None:
-            self._squared_norm = self._compute_squared_norm()
+            self._squared_norm = self.dot(self)
         return self._squared_norm
-
-    def _compute_squared_norm(self) -> float:
-        return self.dot(self)
 
     def split(self) -> list[Payload]:
         """Cut into one payload per parameter tensor."""
-        return [Dense(part) for part in self.dense().split(self.sizes)]
+        parts = self.dense().split(self.sizes)
+        return [Dense(part, Layout([shape])) for part, shape in zip(parts, self.layout.shapes)]
+
+    def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
+        """Encode the numbers that it holds and keep its structure: a sparse payload's values, not its zeros.
+
+        Args:
+            encode: Applied to the numbers.
+            factors: Whether ``encode`` may also be applied to numbers that are no entries of the update, such as the
+                factors of a matrix.
+        """
+        return encode(Dense(self.dense(), self.layout))
+
+    # What it is made of
+
+    def tensors(self) -> list[Tensor]:
+        """List the tensors that it holds."""
+        found: list[Tensor] = []
+        for name in self.fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, Payload):
+                    found += item.tensors()
+                elif isinstance(item, Tensor):
+                    found.append(item)
+        return found
 
     def clone(self) -> Payload:
         """Copy the payload with its tensors."""
-        return self._from_state({**self.to_state(), "tensors": [tensor.clone() for tensor in self.tensors()]})
+        return Payload.from_state(_map_tensors(self.to_state(), torch.clone), self.layout)
 
     def to_state(self) -> dict[str, Any]:
         """Return the payload as built-ins and tensors, for checkpoints. Tensors are shared, not copied."""
-        return {"kind": type(self).__name__, "sizes": list(self.sizes), "tensors": self.tensors()}
+        fields = {name: _field_to_state(getattr(self, name)) for name in self.fields}
+        return {"kind": type(self).__name__, "shapes": [list(shape) for shape in self.layout.shapes], **fields}
 
     @staticmethod
-    def from_state(state: dict[str, Any]) -> Payload:
-        """Rebuild a payload from ``to_state``."""
-        return Payload._kinds[state["kind"]]._from_state(state)
+    def from_state(state: dict[str, Any], layout: LayoutLike | None = None) -> Payload:
+        """Rebuild a payload from ``to_state``; a layout that is at hand saves making it anew."""
+        kind = Payload._kinds[state["kind"]]
+        fields = [_field_from_state(state[name]) for name in kind.fields]
+        return kind(*fields, state["shapes"] if layout is None else layout)
+
+    # What is sent
+
+    @property
+    def num_bits(self) -> int:
+        """Bits of the body: eight times the bytes of ``to_bytes``."""
+        return sum(8 * tensor.nbytes for tensor in self.tensors())
+
+    def to_bytes(self) -> bytes:
+        """Return the body in its binary form, without its kind, size and dtype, which a ``Message`` has in its header.
+
+        Raises:
+            TypeError: If it has no binary form.
+        """
+        out = Writer()
+        self.write(out)
+        return out.getvalue()
+
+    def write(self, out: Writer) -> None:
+        """Write the body."""
+        raise TypeError(f"{type(self).__name__} has no binary form: implement `code`, `write` and `read`.")
 
     @classmethod
-    def _from_state(cls, state: dict[str, Any]) -> Payload:
-        return cls(*state["tensors"], state["sizes"])  # type: ignore[call-arg]
+    def read(cls, data: Reader, size: int) -> Payload:
+        """Read a body of ``size`` entries, to the last byte."""
+        raise MessageError(f"{cls.__name__} has no binary form.")
+
+    @staticmethod
+    def read_from(data: Reader, code: int, size: int) -> Payload:
+        """Read a body of a kind given by its code.
+
+        Raises:
+            MessageError: If it is none.
+        """
+        for kind in Payload._kinds.values():
+            if kind.code == code:
+                payload = kind.read(data, size)
+                data.finish()
+                return payload
+        raise MessageError(f"The message holds a payload of unknown kind {code}.")
+
+    def wire_code(self) -> int:
+        """Return the code of the kind.
+
+        Raises:
+            TypeError: If it has no binary form.
+        """
+        if self.code is None:
+            self.write(Writer())  # says so
+        assert self.code is not None
+        return self.code
 
 
 class Dense(Payload):
@@ -110,169 +218,204 @@ class Dense(Payload):
 
     Args:
         values: Shape ``(size,)``.
-        sizes: Entries of each parameter tensor; all in one where left out.
+        layout: The parameter tensors; one vector where left out.
 
     Examples:
         >>> Dense(torch.zeros(10)).num_bits
         320
     """
 
-    def __init__(self, values: Tensor, sizes: Sequence[int] | None = None) -> None:
-        super().__init__((values.numel(),) if sizes is None else sizes)
+    fields = ("values",)
+    code = 1
+
+    def __init__(self, values: Tensor, layout: LayoutLike | None = None) -> None:
+        super().__init__((values.numel(),) if layout is None else layout)
         self.values = values
 
-    def tensors(self) -> list[Tensor]:
-        return [self.values]
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
 
     def dense(self) -> Tensor:
         return self.values
 
+    def _dot(self, other: Payload) -> float | None:
+        return inner(self.values, other.values) if isinstance(other, Dense) else None
 
-class Sparse(Payload):
-    """Some values and where they stand: for each, its dtype's bits and 32 for the index.
+    def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
+        return encode(self)
 
-    Args:
-        values: Shape ``(k,)``.
-        indices: Shape ``(k,)``, ``int32`` and increasing (``int64`` for 2^31 parameters or more).
-        sizes: Entries of each parameter tensor.
+    def write(self, out: Writer) -> None:
+        out.tensor(self.values)
 
-    Examples:
-        >>> payload = Sparse(torch.tensor([5.0, -7.0]), torch.tensor([1, 3], dtype=torch.int32), sizes=(4,))
-        >>> payload.dense().tolist(), payload.num_bits
-        ([0.0, 5.0, 0.0, -7.0], 128)
-    """
-
-    def __init__(self, values: Tensor, indices: Tensor, sizes: Sequence[int]) -> None:
-        super().__init__(sizes)
-        self.values = values
-        self.indices = indices
-
-    def tensors(self) -> list[Tensor]:
-        return [self.values, self.indices]
-
-    def dense(self) -> Tensor:
-        out = self.values.new_zeros(self.size)
-        out[self.indices] = self.values
-        return out
-
-    def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
-        out.index_add_(0, self.indices, self.values, alpha=alpha)
-
-    def dot(self, other: Payload) -> float:
-        if other is self:
-            return inner(self.values, self.values)
-        return inner(self.values, other.dense()[self.indices])
-
-    def split(self) -> list[Payload]:
-        ends = torch.tensor(self.sizes).cumsum(0)
-        cuts = torch.searchsorted(self.indices.cpu().long(), ends).tolist()
-        parts: list[Payload] = []
-        begin, offset = 0, 0
-        for cut, size in zip(cuts, self.sizes):
-            parts.append(Sparse(self.values[begin:cut], self.indices[begin:cut] - offset, (size,)))
-            begin, offset = cut, offset + size
-        return parts
-
-
-class Signs(Payload):
-    """One sign bit for each entry, eight to a byte, and one scale: ``8 * ceil(size / 8)`` bits and the scale's.
-
-    Args:
-        bits: Shape ``(ceil(size / 8),)``, ``uint8``; bit ``i % 8`` of byte ``i // 8`` is set where entry ``i >= 0``.
-        scale: Shape ``()``, the magnitude that every entry decodes to.
-        sizes: Entries of each parameter tensor.
-    """
-
-    def __init__(self, bits: Tensor, scale: Tensor, sizes: Sequence[int]) -> None:
-        super().__init__(sizes)
-        self.bits = bits
-        self.scale = scale
-
-    @staticmethod
-    def pack(values: Tensor, scale: Tensor, sizes: Sequence[int]) -> Signs:
-        """Keep the signs of ``values``, shape ``(size,)``; zero counts as positive."""
-        positive = torch.nn.functional.pad((values >= 0).to(torch.uint8), (0, -values.numel() % 8)).view(-1, 8)
-        weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=values.device)
-        return Signs((positive * weights).sum(1, dtype=torch.uint8), scale, sizes)
-
-    def tensors(self) -> list[Tensor]:
-        return [self.bits, self.scale]
-
-    def dense(self) -> Tensor:
-        shifts = torch.arange(8, dtype=torch.uint8, device=self.bits.device)
-        positive = ((self.bits[:, None] >> shifts) & 1).view(-1)[: self.size].to(self.scale.dtype)
-        return positive.mul_(2).sub_(1).mul_(self.scale)
-
-    def _compute_squared_norm(self) -> float:
-        return float(self.scale) ** 2 * self.size
-
-    def split(self) -> list[Payload]:
-        return [Signs.pack(part, self.scale, (part.numel(),)) for part in self.dense().split(self.sizes)]
+    @classmethod
+    def read(cls, data: Reader, size: int) -> Payload:
+        return cls(data.tensor(size), (size,))
 
 
 class Coefficients(Payload):
-    """Look-back coefficients (LBC, rho), one for each basis vector: they mean nothing without the look-back gradient.
+    """Look-back coefficients (LBC, rho), one for each basis vector: they mean nothing without the look-back gradients.
 
     Args:
         values: Shape ``(rank,)``.
-        sizes: Entries of each parameter tensor that they stand for.
+        layout: The parameter tensors that they stand for.
     """
 
-    def __init__(self, values: Tensor, sizes: Sequence[int]) -> None:
-        super().__init__(sizes)
+    fields = ("values",)
+    code = 2
+
+    def __init__(self, values: Tensor, layout: LayoutLike) -> None:
+        super().__init__(layout)
         self.values = values
 
-    def tensors(self) -> list[Tensor]:
-        return [self.values]
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
 
     def dense(self) -> Tensor:
         raise TypeError("Coefficients decode only beside the look-back gradient: call the stage's `decode`.")
 
+    def write(self, out: Writer) -> None:
+        out.tensor(self.values)
 
-class Scaled(Payload):
-    """A stored payload times a number: what a coefficient decodes to. It is never sent."""
+    @classmethod
+    def read(cls, data: Reader, size: int) -> Payload:
+        values = data.rest(data.dtype)
+        if not values.numel():
+            raise MessageError("The message holds no coefficient.")
+        return cls(values, (size,))
 
-    def __init__(self, base: Payload, factor: float) -> None:
-        super().__init__(base.sizes)
-        self.base = base
-        self.factor = factor
 
-    def tensors(self) -> list[Tensor]:
-        raise TypeError("A scaled look-back gradient exists at each end and is never sent.")
+class Combination(Payload):
+    """A sum of payloads, each times a number: what coefficients decode to. It exists at each end and is never sent.
+
+    Args:
+        bases: The payloads, at least one, of the same size.
+        factors: One number for each.
+    """
+
+    def __init__(self, bases: Sequence[Payload], factors: Sequence[float]) -> None:
+        super().__init__(bases[0].layout)
+        self.bases = list(bases)
+        self.factors = list(factors)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.bases[0].dtype
 
     def dense(self) -> Tensor:
-        return self.base.dense() * self.factor
+        out = self.bases[0].dense() * self.factors[0]
+        for base, factor in zip(self.bases[1:], self.factors[1:]):
+            base.add_to(out, factor)
+        return out
 
     def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
-        self.base.add_to(out, alpha * self.factor)
+        for base, factor in zip(self.bases, self.factors):
+            base.add_to(out, alpha * factor)
+
+    def to_state(self) -> dict[str, Any]:
+        raise TypeError("A combination of look-back gradients exists at each end and is never sent or stored.")
+
+    @property
+    def num_bits(self) -> int:
+        raise TypeError("A combination of look-back gradients exists at each end and is never sent or stored.")
 
 
 class Blocks(Payload):
-    """One payload for each parameter tensor: what layer-wise decisions send."""
+    """Payloads side by side, such as one for each parameter tensor.
 
-    def __init__(self, parts: Sequence[Payload]) -> None:
-        super().__init__([part.size for part in parts])
+    The body has for each its kind (a byte), its size and its length in bytes (seven bits a byte), and its own body.
+
+    Args:
+        parts: The payloads, in order.
+        layout: The parameter tensors of all; those of the parts where left out.
+    """
+
+    fields = ("parts",)
+    code = 3
+
+    def __init__(self, parts: Sequence[Payload], layout: LayoutLike | None = None) -> None:
+        super().__init__([shape for part in parts for shape in part.layout.shapes] if layout is None else layout)
         self.parts = list(parts)
 
-    def tensors(self) -> list[Tensor]:
-        return [tensor for part in self.parts for tensor in part.tensors()]
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
 
     def dense(self) -> Tensor:
         return torch.cat([part.dense() for part in self.parts])
 
+    def _cut(self, values: Tensor) -> tuple[Tensor, ...]:
+        return values.split([part.size for part in self.parts])
+
     def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
-        for part, view in zip(self.parts, out.split(self.sizes)):
+        for part, view in zip(self.parts, self._cut(out)):
             part.add_to(view, alpha)
 
+    def _dot(self, other: Payload) -> float | None:
+        if isinstance(other, Blocks) and [p.size for p in self.parts] == [p.size for p in other.parts]:
+            return sum(one.dot(two) for one, two in zip(self.parts, other.parts))
+        if isinstance(other, Dense):
+            return sum(part.dot(Dense(view)) for part, view in zip(self.parts, self._cut(other.values)))
+        return None
+
+    def relabel(self, layout: Layout) -> None:
+        super().relabel(layout)
+        shapes = iter(layout.shapes)
+        for part in self.parts:
+            taken: list[tuple[int, ...]] = []
+            while sum(map(math.prod, taken)) < part.size:
+                taken.append(next(shapes))
+            part.relabel(Layout(taken or [0]))
+
     def split(self) -> list[Payload]:
-        return self.parts
+        return [part for block in self.parts for part in (block.split() if len(block.sizes) > 1 else [block])]
 
-    def clone(self) -> Payload:
-        return Blocks([part.clone() for part in self.parts])
+    def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
+        return Blocks([part.compress(encode, factors=factors) for part in self.parts], self.layout)
 
-    def to_state(self) -> dict[str, Any]:
-        return {"kind": "Blocks", "parts": [part.to_state() for part in self.parts]}
+    @property
+    def num_bits(self) -> int:
+        bits = 0
+        for part in self.parts:
+            body = part.num_bits
+            bits += body + 8 * (1 + varint_size(part.size) + varint_size(body // 8))
+        return bits
+
+    def write(self, out: Writer) -> None:
+        for part in self.parts:
+            body = part.to_bytes()
+            out.byte(part.wire_code())
+            out.varint(part.size)
+            out.varint(len(body))
+            out.raw(body)
 
     @classmethod
-    def _from_state(cls, state: dict[str, Any]) -> Payload:
-        return Blocks([Payload.from_state(part) for part in state["parts"]])
+    def read(cls, data: Reader, size: int) -> Payload:
+        parts: list[Payload] = []
+        while data.remaining:
+            code, part_size, length = data.byte(), data.varint(), data.varint()
+            parts.append(Payload.read_from(data.sub(length), code, part_size))
+        if not parts or sum(part.size for part in parts) != size:
+            raise MessageError(f"The message's parts have {[part.size for part in parts]} entries, not {size} in all.")
+        return cls(parts)
+
+
+def _field_to_state(value: Any) -> Any:
+    if isinstance(value, Payload):
+        return value.to_state()
+    return [_field_to_state(item) for item in value] if isinstance(value, list) else value
+
+
+def _field_from_state(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Payload.from_state(value)
+    return [_field_from_state(item) for item in value] if isinstance(value, list) else value
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    return [_map_tensors(item, function) for item in value] if isinstance(value, list) else value

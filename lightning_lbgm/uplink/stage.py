@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
+from lightning_lbgm.describe import describe
+from lightning_lbgm.uplink.context import NO_CONTEXT, Context, Decision, RoundResult, State
 from lightning_lbgm.uplink.payload import Payload
 
-__all__ = ["Chain", "Decision", "Encoded", "Stage", "State", "as_chain"]
-
-State = dict[str, Any]
-"""What one end keeps for one client at one stage: built-ins and tensors only, so that checkpoints load safely."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the look-back tests of one client decided in one round, one entry a test.
-
-    Attributes:
-        recycled: Whether the coefficient was sent instead of the update.
-        errors: LBP error, the squared sine of the angle to the look-back gradient, in [0, 1]; 1 where there is none.
-        coefficients: LBC (rho) where recycled, NaN where refreshed.
-    """
-
-    recycled: tuple[bool, ...]
-    errors: tuple[float, ...]
-    coefficients: tuple[float, ...]
+__all__ = ["NO_CONTEXT", "Chain", "Context", "Decision", "Encoded", "RoundResult", "Stage", "State", "as_chain"]
 
 
 class Encoded(NamedTuple):
-    """A stage's result: what to send, and what was decided on the way (None where nothing was tested)."""
+    """A stage's result.
+
+    Attributes:
+        payload: What to send.
+        decision: What was decided on the way, None where nothing was tested.
+        reads: Whether the payload decodes only beside what the server remembers of the client.
+        writes: Whether the server is to remember something of it.
+    """
 
     payload: Payload
     decision: Decision | None = None
+    reads: bool = False
+    writes: bool = False
 
 
 class Stage(ABC):
@@ -43,42 +36,60 @@ class Stage(ABC):
 
     A stage object holds settings only. What it remembers about a client is in a ``State`` made by ``init``,
     one at each end, and is passed in at each call; the client's is advanced by ``encode``, the server's by
-    ``decode``, in place. A compressor needs ``encode`` alone, for its payload decodes itself.
+    ``decode``, in place. What the server keeps for all clients together, and tells them with the global parameters, is
+    in another one, made by ``init_shared`` and advanced by ``end_round``. A compressor needs ``encode`` alone, for its
+    payload decodes itself.
 
     Attributes:
         terminal: Whether the stage must be the last of its chain.
     """
 
     terminal = False
+    _shown_if_set: ClassVar[tuple[str, ...]] = ()  # arguments that the representation leaves out at their default
 
     def init(self) -> State:
         """Make the state of a client that has sent nothing yet."""
         return {}
 
+    def init_shared(self) -> State:
+        """Make the state that concerns all clients, before the first round."""
+        return {}
+
     @abstractmethod
-    def encode(self, update: Payload, state: State) -> Encoded:
+    def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         """Encode an update on the client and advance the client's state.
 
         Args:
             update: What the stage before produced, or a ``Dense`` update. It is not written to.
             state: The client's state, changed in place. What it keeps is copied.
+            context: The round, its randomness and what is shared.
         """
 
-    def reconstruct(self, payload: Payload, state: State) -> Payload:
+    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         """Return what the server sees for a payload just encoded, from the client's own state, which stays as it is.
 
         In simulation this stands for ``decode``, so that both ends share one copy of the state.
         """
         return payload
 
-    def decode(self, payload: Payload, state: State) -> Payload:
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         """Decode a payload on the server and advance the server's state."""
         return payload
 
+    def forget(self, state: State) -> None:
+        """Drop, on the client, what the server is to remember too: the next update needs none of it."""
+
+    def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
+        """Advance, on the server, the state that concerns all clients, in place."""
+
     def __repr__(self) -> str:
         """Show the constructor call."""
-        settings = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if not k.startswith("_"))
-        return f"{type(self).__name__}({settings})"
+        shown = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if name not in self._shown_if_set or value != parameter.default:
+                shown.append(f"{name}={describe(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class Chain(Stage):
@@ -110,19 +121,40 @@ class Chain(Stage):
     def init(self) -> State:
         return {"stages": [stage.init() for stage in self.stages]}
 
-    def encode(self, update: Payload, state: State) -> Encoded:
+    def init_shared(self) -> State:
+        return {"stages": [stage.init_shared() for stage in self.stages]}
+
+    def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         encoded = Encoded(update)
-        for stage, stage_state in zip(self.stages, state["stages"]):
-            payload, decision = stage.encode(encoded.payload, stage_state)
-            encoded = Encoded(payload, decision or encoded.decision)
+        for position, (stage, stage_state) in enumerate(zip(self.stages, state["stages"])):
+            step = stage.encode(encoded.payload, stage_state, self._child(context, position))
+            encoded = Encoded(step.payload, step.decision or encoded.decision, step.reads, step.writes)
         return encoded
 
-    def reconstruct(self, payload: Payload, state: State) -> Payload:
+    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         # Payloads of the stages before the last one decode themselves.
-        return self.stages[-1].reconstruct(payload, state["stages"][-1]) if self.stages else payload
+        if not self.stages:
+            return payload
+        return self.stages[-1].reconstruct(payload, state["stages"][-1], self._child(context, len(self.stages) - 1))
 
-    def decode(self, payload: Payload, state: State) -> Payload:
-        return self.stages[-1].decode(payload, state["stages"][-1]) if self.stages else payload
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        if not self.stages:
+            return payload
+        return self.stages[-1].decode(payload, state["stages"][-1], self._child(context, len(self.stages) - 1))
+
+    def forget(self, state: State) -> None:
+        for stage, stage_state in zip(self.stages, state["stages"]):
+            stage.forget(stage_state)
+
+    def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
+        for position, (stage, stage_shared) in enumerate(zip(self.stages, shared["stages"])):
+            stage.end_round(stage_shared, result, context.child(position, stage_shared))
+
+    @staticmethod
+    def _child(context: Context, position: int) -> Context:
+        if context is NO_CONTEXT:
+            return context
+        return context.child(position, context.shared["stages"][position] if context.shared else {})
 
     def __repr__(self) -> str:
         return repr(self.stages)

@@ -1,0 +1,102 @@
+"""Fewer bits a value: a smaller floating-point format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.uplink.layout import Layout, LayoutLike
+from lightning_lbgm.uplink.payload import Dense, Payload
+from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, Stage, State
+from lightning_lbgm.uplink.wire import DTYPES, MessageError, Reader, Writer, dtype_code
+
+__all__ = ["Cast", "Rounded"]
+
+_FORMATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Rounded(Payload):
+    """All values in a smaller dtype than they decode to: a byte that names it, and the values.
+
+    Args:
+        values: Shape ``(size,)``.
+        decoded: Name of the dtype that they decode to, such as ``"float32"``.
+        layout: The parameter tensors.
+    """
+
+    fields = ("values", "decoded")
+    code = 8
+
+    def __init__(self, values: Tensor, decoded: str, layout: LayoutLike) -> None:
+        super().__init__(layout)
+        self.values = values
+        self.decoded = decoded
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.decoded)  # type: ignore[no-any-return]
+
+    def dense(self) -> Tensor:
+        return self.values.to(self.dtype)
+
+    def split(self) -> list[Payload]:
+        parts = self.values.split(self.sizes)
+        return [Rounded(part, self.decoded, Layout([shape])) for part, shape in zip(parts, self.layout.shapes)]
+
+    def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
+        return encode(Dense(self.dense(), self.layout))
+
+    @property
+    def num_bits(self) -> int:
+        return 8 * (1 + self.values.nbytes)
+
+    def write(self, out: Writer) -> None:
+        out.byte(dtype_code(self.values.dtype))
+        out.tensor(self.values)
+
+    @classmethod
+    def read(cls, data: Reader, size: int) -> Payload:
+        stored = DTYPES.get(data.byte())
+        if stored is None or stored.itemsize >= data.dtype.itemsize:
+            raise MessageError(f"The message's values are in no format smaller than {data.dtype}.")
+        return cls(data.tensor(size, stored), str(data.dtype).removeprefix("torch."), (size,))
+
+
+class Cast(Stage):
+    """Send values in a smaller floating-point format, 16 bits instead of 32; the server gets the update's own again.
+
+    After a sparsifier or a factorization it rounds the values that are sent. Values beyond the format's range become
+    its largest.
+
+    Args:
+        dtype: ``torch.bfloat16`` (the range of ``float32``, 8 bits of precision), ``torch.float16`` or
+            ``torch.float32`` (for updates in ``float64``), or its name.
+
+    Raises:
+        ValueError: If it is none of them.
+
+    Examples:
+        >>> from lightning_lbgm.uplink import Dense
+        >>> payload = Cast(torch.bfloat16).encode(Dense(torch.tensor([1.0, 1.001])), {}).payload
+        >>> payload.dense().tolist(), payload.num_bits
+        ([1.0, 1.0], 40)
+    """
+
+    def __init__(self, dtype: torch.dtype | str = torch.bfloat16) -> None:
+        named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+        if named not in _FORMATS:
+            raise ValueError(f"`Cast(dtype=...)` must be one of {', '.join(map(str, _FORMATS))}; got {dtype!r}.")
+        self.dtype: torch.dtype = named
+
+    def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
+        return Encoded(update.compress(self._round, factors=True))
+
+    def _round(self, numbers: Dense) -> Payload:
+        values = numbers.values
+        if self.dtype.itemsize >= values.dtype.itemsize:
+            return numbers
+        largest = torch.finfo(self.dtype).max
+        decoded = str(values.dtype).removeprefix("torch.")
+        return Rounded(values.clamp(-largest, largest).to(self.dtype), decoded, numbers.layout)

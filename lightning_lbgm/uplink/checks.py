@@ -1,0 +1,38 @@
+"""Checks of numbers that users give to stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["check_count", "check_fraction"]
+
+
+def check_fraction(owner: str, name: str, value: Any) -> float:
+    """Return a share in (0, 1] as a float.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is outside (0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{owner}({name}=...)` must be a number in (0, 1]; got {value!r}.")
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"`{owner}({name}=...)` must be in (0, 1]; got {value!r}. Use 0.1 to send a tenth of the entries."
+        )
+    return float(value)
+
+
+def check_count(owner: str, name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """Return a whole number from ``low`` to ``high``.
+
+    Raises:
+        TypeError: If it is not an int.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{owner}({name}=...)` must be a whole number; got {value!r}.")
+    if value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"`{owner}({name}=...)` must be {wanted}; got {value!r}.")
+    return value

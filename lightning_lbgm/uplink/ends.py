@@ -1,0 +1,153 @@
+"""The two ends of an uplink that loses, repeats or reorders messages.
+
+A client numbers its messages, and names in each the version of what it believes the server to remember of it (its
+look-back gradients): a checksum over all that went into it, so that equal versions are equal memories. A server that
+does not have that version rejects the message; told so, the client forgets what it believed and sends its next update in
+full. In simulation nothing is lost, and ``Federation`` lets both ends share one state instead.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.uplink.context import NO_CONTEXT, Context, State
+from lightning_lbgm.uplink.layout import Layout, LayoutLike
+from lightning_lbgm.uplink.message import Message, MessageError
+from lightning_lbgm.uplink.payload import Dense, Payload
+from lightning_lbgm.uplink.stage import Stage, as_chain
+
+__all__ = ["ClientEnd", "Rejection", "ServerEnd"]
+
+
+class Rejection(MessageError):
+    """A message in good form that the server does not take, and what the client must know of it.
+
+    Attributes:
+        sequence: Number of the last message that the server took from the client.
+        forgotten: Whether the server lacks what the message refers to.
+    """
+
+    def __init__(self, reason: str, sequence: int, *, forgotten: bool) -> None:
+        super().__init__(reason)
+        self.sequence = sequence
+        self.forgotten = forgotten
+
+
+class ClientEnd:
+    """A client's end: turns updates into messages.
+
+    Args:
+        client_id: The client.
+        uplink: The stages, the same at both ends.
+        state: A ``state_dict`` to go on from; None: the client has sent nothing yet.
+
+    Examples:
+        >>> import torch
+        >>> from lightning_lbgm import LookBack
+        >>> client, server = ClientEnd(0, [LookBack(0.2)]), ServerEnd([LookBack(0.2)], [2])
+        >>> _ = client.send(torch.tensor([1.0, 2.0]), round_index=0)  # this one is lost
+        >>> message = client.send(torch.tensor([2.0, 4.0]), round_index=1)
+        >>> try:
+        ...     update = server.receive(message.to_bytes(), round_index=1)
+        ... except Rejection as rejection:
+        ...     client.rejected(rejection)
+        >>> message = client.send(torch.tensor([2.0, 4.0]), round_index=2)
+        >>> server.receive(message.to_bytes(), round_index=2).dense().tolist()
+        [2.0, 4.0]
+    """
+
+    def __init__(self, client_id: int, uplink: Sequence[Stage] | Stage, state: State | None = None) -> None:
+        self.client_id = client_id
+        self.uplink = as_chain(uplink)
+        self._state = state or {"sequence": 0, "memory": 0, "uplink": self.uplink.init()}
+
+    def send(
+        self,
+        update: Tensor | Dense,
+        round_index: int,
+        context: Context = NO_CONTEXT,
+        buffers: dict[str, Tensor] | None = None,
+    ) -> Message:
+        """Encode an update.
+
+        Args:
+            update: Shape ``(M,)``, finite.
+            round_index: The round that it belongs to.
+            context: What the server told of the round.
+            buffers: Float buffers to send along.
+        """
+        state = self._state
+        dense = update if isinstance(update, Dense) else Dense(update)
+        encoded = self.uplink.encode(dense, state["uplink"], context)
+        state["sequence"] += 1
+        base = state["memory"] if encoded.reads else 0
+        if encoded.writes:
+            # Over the version before, so that it stands for all that the memory is made of; 0 is no version.
+            state["memory"] = zlib.crc32(encoded.payload.to_bytes(), base) or 1
+        memory = state["memory"] if encoded.reads or encoded.writes else 0
+        return Message(self.client_id, encoded.payload, buffers or {}, round_index, state["sequence"], base, memory)
+
+    def rejected(self, rejection: Rejection) -> None:
+        """Take note that the server did not take a message: where it lacks something, the next goes in full."""
+        state = self._state
+        state["sequence"] = max(state["sequence"], rejection.sequence)  # a client that lost its state has lost count
+        if rejection.forgotten:
+            self.uplink.forget(state["uplink"])
+            state["memory"] = 0
+
+    def state_dict(self) -> State:
+        """Return the state, made of built-ins and tensors (shared, not copied)."""
+        return self._state
+
+
+class ServerEnd:
+    """The server's end: turns messages into updates, and never takes one twice, late or beside what it refers to.
+
+    Args:
+        uplink: The stages, the same at both ends.
+        layout: The parameter tensors; ints stand for vectors.
+    """
+
+    def __init__(self, uplink: Sequence[Stage] | Stage, layout: LayoutLike) -> None:
+        self.uplink = as_chain(uplink)
+        self.layout = Layout.of(layout)
+        self._clients: dict[int, State] = {}
+
+    def receive(self, data: bytes | Message, round_index: int, context: Context = NO_CONTEXT) -> Payload:
+        """Decode a message of the current round.
+
+        Raises:
+            MessageError: If the bytes are no message of this federation, or the update is not finite.
+            Rejection: If the message is of another round, or older than one that was taken; or if it refers to
+                something that the server does not have. Hand it to the client's ``rejected``.
+        """
+        message = data if isinstance(data, Message) else Message.from_bytes(data, self.layout)
+        state = self._clients.get(message.client_id) or {"sequence": 0, "memory": 0, "uplink": self.uplink.init()}
+        name = f"Client {message.client_id}, message {message.sequence}"
+        if message.round_index != round_index or message.sequence <= state["sequence"]:
+            reason = f"{name} is of round {message.round_index}; this is round {round_index}, after message"
+            raise Rejection(f"{reason} {state['sequence']}.", state["sequence"], forgotten=False)
+        if message.base and message.base != state["memory"]:
+            reason = f"{name} refers to version {message.base} of its memory, the server has {state['memory']}."
+            raise Rejection(reason, state["sequence"], forgotten=True)
+        if not all(bool(torch.isfinite(t).all()) for t in message.payload.tensors() if t.is_floating_point()):
+            raise Rejection(f"{name} is not finite.", state["sequence"], forgotten=True)
+        fresh = bool(message.memory and not message.base)
+        stages = self.uplink.init() if fresh else state["uplink"]
+        update = self.uplink.decode(message.payload, stages, context)
+        memory = message.memory or state["memory"]
+        self._clients[message.client_id] = {"sequence": message.sequence, "memory": memory, "uplink": stages}
+        return update
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, made of built-ins and tensors (shared, not copied)."""
+        return {"clients": self._clients}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self._clients = dict(state["clients"])

@@ -1,0 +1,128 @@
+"""A matrix as the product of two thin ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.uplink.layout import Layout, LayoutLike
+from lightning_lbgm.uplink.payload import Blocks, Dense, Payload
+from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
+
+__all__ = ["LowRank", "factorize"]
+
+
+class LowRank(Payload):
+    """A parameter matrix of shape (n, m) as ``P Q^T``: ``rank * (n + m)`` numbers.
+
+    The body has n, m and the rank (seven bits a byte), the kind of the numbers (a byte) and the numbers.
+
+    Args:
+        factors: P, shape (n, rank), and Q, shape (m, rank), row by row in one vector; or a payload of as many entries.
+        rows: n.
+        columns: m.
+        layout: The one parameter tensor; convolution kernels of shape (out, in, kh, kw) are (out, in * kh * kw).
+    """
+
+    fields = ("body", "rows", "columns")
+    code = 9
+
+    def __init__(self, factors: Tensor | Payload, rows: int, columns: int, layout: LayoutLike | None = None) -> None:
+        super().__init__([(rows, columns)] if layout is None else layout)
+        self.body = factors if isinstance(factors, Payload) else Dense(factors)
+        self.rows = rows
+        self.columns = columns
+
+    @staticmethod
+    def of(left: Tensor, right: Tensor, layout: LayoutLike | None = None) -> LowRank:
+        """Make one of P, shape (n, rank), and Q, shape (m, rank)."""
+        return LowRank(torch.cat([left.reshape(-1), right.reshape(-1)]), len(left), len(right), layout)
+
+    @property
+    def rank(self) -> int:
+        """Columns of the factors."""
+        return self.body.size // (self.rows + self.columns)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.body.dtype
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return P and Q, decoded."""
+        left, right = self.body.dense().split([self.rows * self.rank, self.columns * self.rank])
+        return left.view(self.rows, self.rank), right.view(self.columns, self.rank)
+
+    def dense(self) -> Tensor:
+        left, right = self.factors()
+        return (left @ right.T).reshape(-1)
+
+    def _dot(self, other: Payload) -> float | None:
+        left, right = self.factors()
+        if isinstance(other, LowRank) and (other.rows, other.columns) == (self.rows, self.columns):
+            # <P Q^T, R S^T> = sum of (P^T R) * (Q^T S), in float64: the factors are small.
+            other_left, other_right = other.factors()
+            products = (left.double().T @ other_left.double()) * (right.double().T @ other_right.double())
+            return float(products.sum())
+        if isinstance(other, Dense):
+            return float((left * (other.values.view(self.rows, self.columns) @ right)).double().sum())
+        return None
+
+    def split(self) -> list[Payload]:
+        return [self]
+
+    def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
+        if not factors:
+            return super().compress(encode)
+        return LowRank(self.body.compress(encode, factors=True), self.rows, self.columns, self.layout)
+
+    @property
+    def num_bits(self) -> int:
+        return 8 * (sum(map(varint_size, (self.rows, self.columns, self.rank))) + 1) + self.body.num_bits
+
+    def write(self, out: Writer) -> None:
+        out.varint(self.rows)
+        out.varint(self.columns)
+        out.varint(self.rank)
+        out.byte(self.body.wire_code())
+        self.body.write(out)
+
+    @classmethod
+    def read(cls, data: Reader, size: int) -> Payload:
+        rows, columns, rank, code = data.varint(), data.varint(), data.varint(), data.byte()
+        if not rows * columns == size > 0 or rank > max(rows, columns):
+            raise MessageError(f"The message has factors of rank {rank} of a {rows} x {columns} matrix of {size}.")
+        return cls(Payload.read_from(data.sub(), code, (rows + columns) * rank), rows, columns)
+
+
+def factorize(update: Payload, rank: int, factor: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> Blocks:
+    """Encode each matrix of an update by its factors, and the rest as it is.
+
+    Vectors are sent whole, and matrices for which ``rank`` factors would take no fewer numbers.
+
+    Args:
+        update: The update.
+        rank: Columns of the factors.
+        factor: Called with the tensor's index and the matrix, shape (n, m); returns P and Q.
+    """
+    parts: list[Payload] = []
+    for index, (values, shape) in enumerate(zip(update.dense().split(update.sizes), update.layout.shapes)):
+        rows, columns = matrix_shape(shape)
+        if rank * (rows + columns) >= values.numel():
+            # A copy: what follows may keep it, and the update's memory is the caller's.
+            parts.append(Dense(values.clone(), Layout([shape])))
+        else:
+            parts.append(LowRank.of(*factor(index, values.view(rows, columns)), Layout([shape])))
+    return Blocks(parts, update.layout)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of a parameter tensor as a matrix; a vector is one row.
+
+    Examples:
+        >>> matrix_shape((64, 3, 5, 5)), matrix_shape((10,)), matrix_shape(())
+        ((64, 75), (1, 10), (1, 1))
+    """
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))

@@ -1,0 +1,141 @@
+"""The span of a client's last updates: projection by the Gram matrix, kept up to date with a dot product a vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.uplink.layout import Layout
+from lightning_lbgm.uplink.payload import Combination, Payload
+
+__all__ = ["Basis", "append", "combination", "dots", "lbp_error", "new_basis", "payloads", "project"]
+
+Basis = dict[str, Any]
+"""Vectors and their inner products as built-ins and tensors: ``{"payloads": [state, ...], "gram": [[float, ...], ...]}``,
+oldest first."""
+
+# Directions of the span whose share of the normalised Gram matrix is below this many roundings of a dot product are
+# round-off, not directions: float32 products are good to about one rounding.
+_ROUNDINGS = 16
+
+
+def lbp_error(dot: float, update_squared_norm: float, lbg_squared_norm: float) -> float:
+    """Return the look-back phase (LBP) error of an update g against a look-back gradient (LBG) l.
+
+    It is the squared sine of the angle between them, ``sin^2(alpha) = 1 - <g, l>^2 / (|g|^2 |l|^2)``, clamped into
+    [0, 1] against round-off.
+
+    Args:
+        dot: ``<g, l>``.
+        update_squared_norm: ``|g|^2 > 0``.
+        lbg_squared_norm: ``|l|^2 > 0``.
+
+    Examples:
+        >>> lbp_error(dot=1.0, update_squared_norm=2.0, lbg_squared_norm=1.0)  # 45 degrees
+        0.5
+    """
+    return min(1.0, max(0.0, 1.0 - (dot / update_squared_norm) * (dot / lbg_squared_norm)))
+
+
+def project(
+    gram: list[list[float]], products: list[float], squared_norm: float, eps: float = 2**-23
+) -> tuple[float, list[float]]:
+    """Project an update g on the span of vectors l_1 ... l_r, by their inner products alone.
+
+    With the Gram matrix ``G_ij = <l_i, l_j>`` and ``b_i = <g, l_i>`` the coefficients solve ``G c = b``; the error is
+    ``1 - |P g|^2 / |g|^2``, for r = 1 the squared sine of the angle. Vectors that are zero, or dependent up to
+    round-off, do no harm: the solution of smallest norm is taken, among normalised vectors, in ``float64``.
+
+    Args:
+        gram: G, r x r.
+        products: b, r numbers.
+        squared_norm: ``|g|^2 > 0``.
+        eps: Relative rounding of the inner products.
+
+    Returns:
+        The error, in [0, 1], and the coefficients c.
+
+    Examples:
+        >>> error, coefficients = project([[1.0, 0.0], [0.0, 4.0]], [3.0, 8.0], squared_norm=50.0)
+        >>> round(error, 9), [round(c, 9) for c in coefficients]  # g = (3, 4, 5): a half lies in the span
+        (0.5, [3.0, 2.0])
+    """
+    if len(products) == 1:
+        if gram[0][0] == 0:
+            return 1.0, [0.0]
+        return lbp_error(products[0], squared_norm, gram[0][0]), [products[0] / gram[0][0]]
+    matrix = torch.tensor(gram, dtype=torch.float64)
+    norms = matrix.diagonal().clamp(min=0).sqrt()
+    scales = torch.where(norms > 0, 1 / norms, 0.0)
+    matrix = matrix * scales[:, None] * scales
+    cosines = torch.tensor(products, dtype=torch.float64) * scales / squared_norm**0.5
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > _ROUNDINGS * eps * len(products)
+    basis = vectors[:, kept]
+    solution = basis @ ((basis.T @ cosines) / values[kept])
+    error = 1 - float(2 * (cosines @ solution) - solution @ matrix @ solution)
+    return min(1.0, max(0.0, error)), (solution * scales * squared_norm**0.5).tolist()
+
+
+def new_basis() -> Basis:
+    """Return a basis without vectors."""
+    return {"payloads": [], "gram": []}
+
+
+def payloads(basis: Basis, layout: Layout) -> list[Payload]:
+    """Return the vectors, oldest first."""
+    return [Payload.from_state(state, layout) for state in basis["payloads"]]
+
+
+def dots(basis: Basis, update: Payload) -> list[float]:
+    """Return the inner product of an update with each vector."""
+    return [update.dot(payload) for payload in payloads(basis, update.layout)]
+
+
+def append(basis: Basis, update: Payload, products: list[float], rank: int) -> None:
+    """Take a copy of an update in, with its inner products with those there, and let the oldest beyond ``rank`` go."""
+    states, gram = basis["payloads"], basis["gram"]
+    spare = None
+    if len(states) == rank:
+        spare = states.pop(0)
+        del gram[0]
+        for row in gram:
+            del row[0]
+        products = products[1:]
+    for row, product in zip(gram, products):
+        row.append(product)
+    gram.append([*products, update.squared_norm()])
+    states.append(_copy(update, spare))
+
+
+def combination(basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
+    """Return the sum of the vectors times the coefficients, shape ``(r,)``."""
+    return Combination(payloads(basis, layout), coefficients.tolist())
+
+
+def _copy(update: Payload, spare: dict[str, Any] | None) -> dict[str, Any]:
+    """Copy an update, into the storage of one that is not needed any more where that fits."""
+    if spare is not None:
+        old = Payload.from_state(spare, update.layout)
+        kept, new = old.tensors(), update.tensors()
+        shapes = [(tensor.shape, tensor.dtype) for tensor in kept]
+        if shapes == [(tensor.shape, tensor.dtype) for tensor in new] and _settings(old) == _settings(update):
+            for one, two in zip(kept, new):
+                one.copy_(two)
+            return spare
+    return update.clone().to_state()
+
+
+def _settings(payload: Payload) -> list[Any]:
+    """Return what a payload has besides tensors, in order."""
+    found: list[Any] = [type(payload).__name__]
+    for name in payload.fields:
+        value = getattr(payload, name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Payload):
+                found += _settings(item)
+            elif not isinstance(item, Tensor):
+                found.append(item)
+    return found

@@ -10,7 +10,8 @@ __all__ = ["describe", "describe_callable"]
 
 def describe(value: Any) -> str:
     """Return the representation of a setting; of a function, its name."""
-    plain = type(value).__repr__ is object.__repr__ or hasattr(value, "__qualname__") or hasattr(value, "func")
+    anonymous: Any = object.__repr__
+    plain = type(value).__repr__ is anonymous or hasattr(value, "__qualname__") or hasattr(value, "func")
     return describe_callable(value) if callable(value) and plain else repr(value)
 
 

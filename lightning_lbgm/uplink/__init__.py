@@ -1,7 +1,9 @@
 """The uplink: stages that encode a client's update into a message and decode it on the server."""
 
 from lightning_lbgm.uplink.atomo import ATOMO
+from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.cast import Cast, Rounded
+from lightning_lbgm.uplink.coefficients import Coefficients, Combination
 from lightning_lbgm.uplink.context import NO_CONTEXT, Context, Decision, RoundResult, State
 from lightning_lbgm.uplink.ends import ClientEnd, Rejection, ServerEnd
 from lightning_lbgm.uplink.error_feedback import ErrorFeedback
@@ -9,7 +11,7 @@ from lightning_lbgm.uplink.layout import Layout
 from lightning_lbgm.uplink.lookback import LookBack
 from lightning_lbgm.uplink.lowrank import LowRank
 from lightning_lbgm.uplink.message import HEADER_BYTES, Message, MessageError
-from lightning_lbgm.uplink.payload import Blocks, Coefficients, Combination, Dense, Payload
+from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.powersgd import PowerSGD
 from lightning_lbgm.uplink.qsgd import QSGD, Quantized
 from lightning_lbgm.uplink.randk import RandK, RandomSparse
@@ -50,8 +52,8 @@ __all__ = [
     "RandK",
     "RandomSparse",
     "Rejection",
-    "Rounded",
     "RoundResult",
+    "Rounded",
     "ServerEnd",
     "SignSGD",
     "Signs",

@@ -22,8 +22,8 @@ __all__ = ["ATOMO", "keep_probabilities"]
 class ATOMO(Stage):
     """Send ``rank`` singular components of each parameter matrix; vectors go whole.
 
-    ``rank * (n + m)`` numbers for a matrix of shape (n, m), with convolution kernels of shape (out, in, kh, kw) taken as
-    (out, in * kh * kw). A matrix that this would not make smaller goes whole.
+    ``rank * (n + m)`` numbers for a matrix of shape (n, m), with convolution kernels of shape (out, in, kh, kw) taken
+    as (out, in * kh * kw). A matrix that this would not make smaller goes whole.
 
     Args:
         rank: Components to send (in the mean, where ``sampling`` is ``"unbiased"``). The paper on LBGM compares with 2.

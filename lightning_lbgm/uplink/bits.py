@@ -28,7 +28,7 @@ _POPULATION = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Pack booleans of shape ``(n,)`` into ``uint8`` of shape ``(ceil(n / 8),)``; the last byte is filled with zeros."""
+    """Pack booleans, shape ``(n,)``, into ``uint8``, shape ``(ceil(n / 8),)``; zeros fill the last byte."""
     padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.numel() % 8)).view(-1, 8)
     return (padded * _WEIGHTS.to(bits.device)).sum(1, dtype=torch.uint8)
 

@@ -36,7 +36,7 @@ class Rounded(Payload):
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.decoded)  # type: ignore[no-any-return]
+        return getattr(torch, self.decoded)
 
     def dense(self) -> Tensor:
         return self.values.to(self.dtype)

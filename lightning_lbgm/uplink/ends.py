@@ -2,8 +2,8 @@
 
 A client numbers its messages, and names in each the version of what it believes the server to remember of it (its
 look-back gradients): a checksum over all that went into it, so that equal versions are equal memories. A server that
-does not have that version rejects the message; told so, the client forgets what it believed and sends its next update in
-full. In simulation nothing is lost, and ``Federation`` lets both ends share one state instead.
+does not have that version rejects the message; told so, the client forgets what it believed and sends its next update
+in full. In simulation nothing is lost, and ``Federation`` lets both ends share one state instead.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 
 from lightning_lbgm.uplink import subspace
+from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.checks import check_count
-from lightning_lbgm.uplink.payload import Blocks, Coefficients, Payload
+from lightning_lbgm.uplink.coefficients import Coefficients
+from lightning_lbgm.uplink.payload import Payload
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
 from lightning_lbgm.uplink.subspace import Basis
 from lightning_lbgm.uplink.threshold import TargetSavings, check_threshold, threshold_of

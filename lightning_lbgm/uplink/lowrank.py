@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
-from lightning_lbgm.uplink.payload import Blocks, Dense, Payload
+from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
 
 __all__ = ["LowRank", "factorize"]

@@ -37,7 +37,7 @@ class Message:
         sequence: Number of the client's message, from 1; 0 where messages cannot be lost.
         base: Version of what the server remembers of the client that the payload refers to, such as a look-back
             gradient; 0 where it refers to nothing.
-        memory: Its version once this message has been taken in; 0 where the payload neither refers to it nor changes it.
+        memory: Its version once this message has been taken in; 0 where the payload neither needs nor changes it.
 
     Examples:
         >>> import torch
@@ -77,8 +77,8 @@ class Message:
         numbers = (self.client_id, self.round_index, self.sequence, self.base, self.memory)
         if not all(0 <= number <= _MAX_U32 for number in numbers) or self.payload.size > MAX_SIZE:
             raise ValueError(
-                f"`Message` numbers (client, round, sequence, base, memory) must be in [0, {_MAX_U32}] and its update of"
-                f" at most {MAX_SIZE} entries; got {numbers} and {self.payload.size}."
+                f"`Message` numbers (client, round, sequence, base, memory) must be in [0, {_MAX_U32}] and its update"
+                f" of at most {MAX_SIZE} entries; got {numbers} and {self.payload.size}."
             )
         out = Writer()
         body = self.payload.to_bytes()

@@ -1,19 +1,18 @@
-"""What crosses the uplink: the contract of a payload, and the kinds that every stage may use."""
+"""What crosses the uplink: the contract of a payload, and the plainest kind."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
-from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
+from lightning_lbgm.uplink.wire import MessageError, Reader, Writer
 
-__all__ = ["Blocks", "Coefficients", "Combination", "Dense", "Payload", "inner"]
+__all__ = ["Dense", "Payload", "inner"]
 
 # Outside this range a float32 sum of squares has lost digits to underflow, or overflows.
 _SAFE_SQUARES = (1e-26, 1e36)
@@ -159,7 +158,7 @@ class Payload(ABC):
         """Rebuild a payload from ``to_state``; a layout that is at hand saves making it anew."""
         kind = Payload._kinds[state["kind"]]
         fields = [_field_from_state(state[name]) for name in kind.fields]
-        return kind(*fields, state["shapes"] if layout is None else layout)
+        return kind(*fields, state["shapes"] if layout is None else layout)  # type: ignore[call-arg]
 
     # What is sent
 
@@ -251,154 +250,6 @@ class Dense(Payload):
     @classmethod
     def read(cls, data: Reader, size: int) -> Payload:
         return cls(data.tensor(size), (size,))
-
-
-class Coefficients(Payload):
-    """Look-back coefficients (LBC, rho), one for each basis vector: they mean nothing without the look-back gradients.
-
-    Args:
-        values: Shape ``(rank,)``.
-        layout: The parameter tensors that they stand for.
-    """
-
-    fields = ("values",)
-    code = 2
-
-    def __init__(self, values: Tensor, layout: LayoutLike) -> None:
-        super().__init__(layout)
-        self.values = values
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    def dense(self) -> Tensor:
-        raise TypeError("Coefficients decode only beside the look-back gradient: call the stage's `decode`.")
-
-    def write(self, out: Writer) -> None:
-        out.tensor(self.values)
-
-    @classmethod
-    def read(cls, data: Reader, size: int) -> Payload:
-        values = data.rest(data.dtype)
-        if not values.numel():
-            raise MessageError("The message holds no coefficient.")
-        return cls(values, (size,))
-
-
-class Combination(Payload):
-    """A sum of payloads, each times a number: what coefficients decode to. It exists at each end and is never sent.
-
-    Args:
-        bases: The payloads, at least one, of the same size.
-        factors: One number for each.
-    """
-
-    def __init__(self, bases: Sequence[Payload], factors: Sequence[float]) -> None:
-        super().__init__(bases[0].layout)
-        self.bases = list(bases)
-        self.factors = list(factors)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.bases[0].dtype
-
-    def dense(self) -> Tensor:
-        out = self.bases[0].dense() * self.factors[0]
-        for base, factor in zip(self.bases[1:], self.factors[1:]):
-            base.add_to(out, factor)
-        return out
-
-    def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
-        for base, factor in zip(self.bases, self.factors):
-            base.add_to(out, alpha * factor)
-
-    def to_state(self) -> dict[str, Any]:
-        raise TypeError("A combination of look-back gradients exists at each end and is never sent or stored.")
-
-    @property
-    def num_bits(self) -> int:
-        raise TypeError("A combination of look-back gradients exists at each end and is never sent or stored.")
-
-
-class Blocks(Payload):
-    """Payloads side by side, such as one for each parameter tensor.
-
-    The body has for each its kind (a byte), its size and its length in bytes (seven bits a byte), and its own body.
-
-    Args:
-        parts: The payloads, in order.
-        layout: The parameter tensors of all; those of the parts where left out.
-    """
-
-    fields = ("parts",)
-    code = 3
-
-    def __init__(self, parts: Sequence[Payload], layout: LayoutLike | None = None) -> None:
-        super().__init__([shape for part in parts for shape in part.layout.shapes] if layout is None else layout)
-        self.parts = list(parts)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts[0].dtype
-
-    def dense(self) -> Tensor:
-        return torch.cat([part.dense() for part in self.parts])
-
-    def _cut(self, values: Tensor) -> tuple[Tensor, ...]:
-        return values.split([part.size for part in self.parts])
-
-    def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
-        for part, view in zip(self.parts, self._cut(out)):
-            part.add_to(view, alpha)
-
-    def _dot(self, other: Payload) -> float | None:
-        if isinstance(other, Blocks) and [p.size for p in self.parts] == [p.size for p in other.parts]:
-            return sum(one.dot(two) for one, two in zip(self.parts, other.parts))
-        if isinstance(other, Dense):
-            return sum(part.dot(Dense(view)) for part, view in zip(self.parts, self._cut(other.values)))
-        return None
-
-    def relabel(self, layout: Layout) -> None:
-        super().relabel(layout)
-        shapes = iter(layout.shapes)
-        for part in self.parts:
-            taken: list[tuple[int, ...]] = []
-            while sum(map(math.prod, taken)) < part.size:
-                taken.append(next(shapes))
-            part.relabel(Layout(taken or [0]))
-
-    def split(self) -> list[Payload]:
-        return [part for block in self.parts for part in (block.split() if len(block.sizes) > 1 else [block])]
-
-    def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
-        return Blocks([part.compress(encode, factors=factors) for part in self.parts], self.layout)
-
-    @property
-    def num_bits(self) -> int:
-        bits = 0
-        for part in self.parts:
-            body = part.num_bits
-            bits += body + 8 * (1 + varint_size(part.size) + varint_size(body // 8))
-        return bits
-
-    def write(self, out: Writer) -> None:
-        for part in self.parts:
-            body = part.to_bytes()
-            out.byte(part.wire_code())
-            out.varint(part.size)
-            out.varint(len(body))
-            out.raw(body)
-
-    @classmethod
-    def read(cls, data: Reader, size: int) -> Payload:
-        parts: list[Payload] = []
-        while data.remaining:
-            code, part_size, length = data.byte(), data.varint(), data.varint()
-            parts.append(Payload.read_from(data.sub(length), code, part_size))
-        if not parts or sum(part.size for part in parts) != size:
-            raise MessageError(f"The message's parts have {[part.size for part in parts]} entries, not {size} in all.")
-        return cls(parts)
 
 
 def _field_to_state(value: Any) -> Any:

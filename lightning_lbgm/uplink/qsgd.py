@@ -24,7 +24,7 @@ __all__ = ["QSGD", "Quantized"]
 class Quantized(Payload):
     """A few bits for each entry, and a scale for each bucket of entries.
 
-    The body has the bits an entry (a byte), the bucket size and the phase (seven bits a byte), the scales and the codes.
+    The body has the bits an entry (a byte), bucket size and phase (seven bits a byte), the scales and the codes.
 
     Args:
         codes: Levels from -s to s plus s, packed, ``uint8``, with ``s = 2 ** (bits - 1) - 1``.

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.checks import check_count
 from lightning_lbgm.uplink.layout import LayoutLike
-from lightning_lbgm.uplink.payload import Blocks, Dense, Payload
+from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer
 
@@ -35,7 +36,7 @@ class Omitted(Payload):
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.decoded)  # type: ignore[no-any-return]
+        return getattr(torch, self.decoded)
 
     @property
     def device(self) -> torch.device:

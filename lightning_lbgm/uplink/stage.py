@@ -76,10 +76,12 @@ class Stage(ABC):
         """Decode a payload on the server and advance the server's state."""
         return payload
 
-    def forget(self, state: State) -> None:
+    def forget(self, state: State) -> None:  # noqa: B027 (most have nothing to forget)
         """Drop, on the client, what the server is to remember too: the next update needs none of it."""
 
-    def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
+    def end_round(  # noqa: B027 (most keep nothing for all clients)
+        self, shared: State, result: RoundResult, context: Context = NO_CONTEXT
+    ) -> None:
         """Advance, on the server, the state that concerns all clients, in place."""
 
     def __repr__(self) -> str:

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout
-from lightning_lbgm.uplink.payload import Combination, Payload
+from lightning_lbgm.uplink.payload import Payload
 
 __all__ = ["Basis", "append", "combination", "dots", "lbp_error", "new_basis", "payloads", "project"]
 
 Basis = dict[str, Any]
-"""Vectors and their inner products as built-ins and tensors: ``{"payloads": [state, ...], "gram": [[float, ...], ...]}``,
-oldest first."""
+"""Vectors, oldest first, and their inner products, as built-ins and tensors: ``{"payloads": [state, ...], "gram":
+[[float, ...], ...]}``."""
 
 # Directions of the span whose share of the normalised Gram matrix is below this many roundings of a dot product are
 # round-off, not directions: float32 products are good to about one rounding.

@@ -19,8 +19,8 @@ class TargetSavings:
     turned most send in full. Too much or too little so far is made up for within ``horizon`` rounds.
 
     The first update of each client goes in full, so a saving is reached after ``1 / (1 - savings)`` rounds at the
-    earliest. Where it can only be reached by recycling updates that have no direction left in common with what was sent,
-    that is what happens: put ``ErrorFeedback`` around, and watch ``lbgm/threshold``.
+    earliest. Where it can only be reached by recycling updates that have no direction left in common with what was
+    sent, that is what happens: put ``ErrorFeedback`` around, and watch ``lbgm/threshold``.
 
     Args:
         savings: Wanted ``comm/savings``, in [0, 1): one minus the uplink over what FedAvg would have sent.
@@ -107,8 +107,8 @@ def check_threshold(threshold: Threshold) -> Threshold:
         return threshold
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
         raise TypeError(
-            "`LookBack(threshold=...)` must be a number in [0, 1], a function of the round, or `TargetSavings(...)`; got"
-            f" {threshold!r}."
+            "`LookBack(threshold=...)` must be a number in [0, 1], a function of the round, or `TargetSavings(...)`;"
+            f" got {threshold!r}."
         )
     if not 0 <= threshold <= 1:
         raise ValueError(
@@ -131,6 +131,7 @@ def threshold_of(threshold: Threshold, context: Context) -> float:
     value = threshold(context.round_index)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(
-            f"`LookBack(threshold=...)` returned {value!r} for round {context.round_index}: it must be a number in [0, 1]."
+            f"`LookBack(threshold=...)` returned {value!r} for round {context.round_index}:"
+            " it must be a number in [0, 1]."
         )
     return float(value)

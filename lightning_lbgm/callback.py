@@ -277,7 +277,8 @@ def _threshold(strategy: LBGMFederated) -> float | None:
     stage: Any = strategy.uplink
     while hasattr(stage, "stages") or hasattr(stage, "stage"):
         stage = stage.stages[-1] if hasattr(stage, "stages") else stage.stage
-    return getattr(stage, "threshold", None)
+    threshold = getattr(stage, "threshold", None)
+    return threshold if isinstance(threshold, float) else None  # one that changes has no place on the colour bar
 
 
 def _mlflow_loggers(trainer: pl.Trainer) -> list[MLFlowLogger]:

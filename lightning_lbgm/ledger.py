@@ -94,6 +94,11 @@ class RoundReport:
         """Mean LBP error over the look-back tests; NaN where none was made."""
         return _mean([error for c in self.clients if c.decision for error in c.decision.errors])
 
+    @property
+    def threshold(self) -> float:
+        """Threshold of the round's look-back tests; NaN where none was made."""
+        return _mean([c.decision.threshold for c in self.clients if c.decision and c.decision.threshold is not None])
+
 
 @dataclass
 class Ledger:

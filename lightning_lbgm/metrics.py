@@ -20,6 +20,7 @@ def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
         "comm/savings": ledger.savings,
         "lbgm/recycled_fraction": report.recycled_fraction,
         "lbgm/lbp_error_mean": report.lbp_error_mean,
+        "lbgm/threshold": report.threshold,
         "fl/cohort_size": float(len(report.clients)),
         "fl/update_norm": report.update_norm,
         "fl/rejected_clients": float(report.num_rejected),

@@ -19,6 +19,7 @@ NAMES = [
     "comm/savings",
     "lbgm/recycled_fraction",
     "lbgm/lbp_error_mean",
+    "lbgm/threshold",
     "fl/cohort_size",
     "fl/update_norm",
     "fl/rejected_clients",

@@ -50,7 +50,10 @@ def test_buffers_that_are_sent_are_counted(fit, buffers, sent):
     trainer, module = fit(
         LBGMFederated(num_clients=3, uplink=[], buffers=buffers), module=batch_norm_module(), max_epochs=2
     )
-    assert int(trainer.callback_metrics["comm/uplink_bytes_total"]) == 2 * 3 * 4 * (51 + sent)
+    # In front of the values: the length of the update (2 bytes); for each buffer its name, and 4 bytes for the name's
+    # length, the dtype, the number of dimensions and the extent.
+    framing = 2 + len("net.1.running_mean") + len("net.1.running_var") + 2 * 4 if sent else 0
+    assert int(trainer.callback_metrics["comm/uplink_bytes_total"]) == 2 * 3 * (4 * (51 + sent) + framing)
     changed = not torch.equal(module.net[1].running_mean, torch.zeros(4))
     assert changed == (buffers == "average")
     down = 0 if buffers == "client" else 8

@@ -1,0 +1,276 @@
+"""Accuracy against uplink bytes, for every stage of the uplink: ``python -m benchmarks.uplink``.
+
+MNIST, 100 clients with 3 classes each, 60 rounds, the whole of it through the Trainer, in two settings:
+
+- ``paper``: linear model, one full-batch step a round, learning rate 0.1;
+- ``noisy``: MLP 784-128-10, 5 local steps of batch 32, learning rate 0.1.
+
+Every uplink is run with several seeds; a run's result is kept in a file as soon as it is there, so a second call
+goes on where the first was cut off, and one with ``--redraw`` only makes the tables and figures. With ``--output docs``
+it writes what docs/results.md shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import statistics
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_lbgm import (
+    ATOMO,
+    QSGD,
+    Cast,
+    ErrorFeedback,
+    LayerRecycling,
+    LookBack,
+    PowerSGD,
+    RandK,
+    SignSGD,
+    TargetSavings,
+    TopK,
+)
+from lightning_lbgm.uplink import Stage
+
+NUM_CLIENTS, ROUNDS, LEARNING_RATE = 100, 60, 0.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model and how its clients train."""
+
+    hidden: int | None
+    batch_size: int
+    local_steps: int | None
+
+
+MARKERS = {
+    "FedAvg": "o",
+    "compressor": "s",
+    "compressor + LookBack": "D",
+    "LookBack": "^",
+    "EF(LookBack)": "v",
+    "Predict": "*",
+    "LayerRecycling": "X",
+}
+TITLES = {
+    "paper": "Linear model, full-batch steps (the paper's setting)",
+    "noisy": "MLP, 5 local steps of batch 32",
+}
+SETTINGS = {
+    "paper": Setting(hidden=None, batch_size=60_000, local_steps=None),
+    "noisy": Setting(hidden=128, batch_size=32, local_steps=5),
+}
+
+
+def uplinks(setting: str) -> dict[str, tuple[str, list[Stage]]]:
+    """Return the uplinks to compare by name, each with the group that it belongs to in the figure."""
+    delta = 0.2 if setting == "paper" else 0.7
+    compressors: dict[str, Stage] = {
+        "TopK(0.1)": TopK(0.1),
+        "TopK(0.03)": TopK(0.03),
+        "TopK(0.01)": TopK(0.01),
+        "ATOMO(2)": ATOMO(2),
+        "PowerSGD(2)": PowerSGD(2),
+        "SignSGD()": SignSGD(),
+        "QSGD(4)": QSGD(4),
+        "RandK(0.1)": RandK(0.1),
+        "Cast(bf16)": Cast(torch.bfloat16),
+    }
+    rows: dict[str, tuple[str, list[Stage]]] = {"FedAvg": ("FedAvg", [])}
+    for name, stage in compressors.items():
+        kept = RandK(0.1, unbiased=False) if isinstance(stage, RandK) else stage
+        rows[name] = ("compressor", [stage])
+        rows[f"{name} + LookBack({delta})"] = ("compressor + LookBack", [stage, LookBack(delta)])
+        rows[f"EF({name})"] = ("compressor", [ErrorFeedback(kept)])
+        rows[f"EF({name} + LookBack({delta}))"] = ("compressor + LookBack", [ErrorFeedback([kept, LookBack(delta)])])
+    return rows
+
+
+def run(setting: str, name: str, seed: int, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Train once and return the final accuracy, the uplink as a share of FedAvg's, and the seconds it took."""
+    import lightning.pytorch as pl
+
+    from lightning_lbgm import LBGMFederated, PathologicalPartitioner
+    from recipes.mnist import Classifier, MNISTData
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    how = SETTINGS[setting]
+    pl.seed_everything(seed, verbose=False)
+    trainer = pl.Trainer(
+        strategy=LBGMFederated(
+            num_clients=NUM_CLIENTS,
+            partitioner=PathologicalPartitioner(3),
+            uplink=uplinks(setting)[name][1],
+            local_steps=how.local_steps,
+            seed=seed,
+        ),
+        max_epochs=rounds,
+        check_val_every_n_epoch=min(5, rounds),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    begin = time.perf_counter()
+    trainer.fit(Classifier(how.hidden, LEARNING_RATE), datamodule=MNISTData(batch_size=how.batch_size, download=False))
+    return {
+        "setting": setting,
+        "uplink": name,
+        "seed": seed,
+        "rounds": rounds,
+        "accuracy": float(trainer.callback_metrics["val/acc"]),
+        "share": 1 - float(trainer.callback_metrics["comm/savings"]),
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def run_missing(jobs: list[tuple[str, str, int]], results: Path, workers: int) -> list[dict[str, Any]]:
+    """Run what the results file lacks, several at a time, and return all that is asked for."""
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    known = {(row["setting"], row["uplink"], row["seed"]): row for row in done}
+    missing = [job for job in jobs if job not in known]
+    begin = time.perf_counter()
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(run, *job): job for job in missing}
+        for count, future in enumerate(as_completed(futures), 1):
+            row = known[futures[future]] = future.result()
+            with results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            left = (time.perf_counter() - begin) / count * (len(missing) - count) / 60
+            what = f"{row['setting']}, {row['uplink']}, seed {row['seed']}"
+            print(f"{count}/{len(missing)}, {left:.0f} min left: {what}: {row['accuracy']:.4f}", file=sys.stderr)
+    return [known[job] for job in jobs]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An uplink's results over the seeds: means, and the widest distance from the mean."""
+
+    uplink: str
+    group: str
+    accuracy: float
+    accuracy_spread: float
+    share: float
+    share_spread: float
+    lost: float  # points, against FedAvg of the same seeds
+
+
+def summarise(setting: str, rows: list[dict[str, Any]]) -> list[Summary]:
+    """Return a summary of each uplink, in the order of ``uplinks``."""
+
+    def values(name: str, key: str) -> list[float]:
+        return [row[key] for row in rows if row["uplink"] == name and row["setting"] == setting]
+
+    summaries = []
+    for name, (group, _) in uplinks(setting).items():
+        accuracies, shares = values(name, "accuracy"), values(name, "share")
+        if not accuracies:
+            continue
+        lost = 100 * (statistics.mean(values("FedAvg", "accuracy")) - statistics.mean(accuracies))
+        summaries.append(Summary(name, group, *_mean_and_spread(accuracies), *_mean_and_spread(shares), lost))
+    return summaries
+
+
+def _mean_and_spread(values: list[float]) -> tuple[float, float]:
+    mean = statistics.mean(values)
+    return mean, max(abs(value - mean) for value in values)
+
+
+def pareto(summaries: list[Summary]) -> list[Summary]:
+    """Return the uplinks that no other one beats in both accuracy and bytes, cheapest first."""
+    front: list[Summary] = []
+    for summary in sorted(summaries, key=lambda s: (s.share, -s.accuracy)):
+        if not front or summary.accuracy > front[-1].accuracy:
+            front.append(summary)
+    return front
+
+
+def table(summaries: list[Summary]) -> str:
+    """Return the results as a Markdown table; a star marks the Pareto front."""
+    front = {summary.uplink for summary in pareto(summaries)}
+    lines = ["| uplink | accuracy | points lost | share of FedAvg's uplink | |", "| --- | --- | --- | --- | --- |"]
+    for s in summaries:
+        star = "*" if s.uplink in front else ""
+        accuracy = f"{s.accuracy:.4f} ± {s.accuracy_spread:.4f}"
+        lines.append(f"| `{s.uplink}` | {accuracy} | {s.lost:+.2f} | {s.share:.4f} ± {s.share_spread:.4f} | {star} |")
+    return "\n".join(lines)
+
+
+def draw(setting: str, summaries: list[Summary], path: Path) -> None:
+    """Draw accuracy against bytes, the Pareto front as a line with the names of its points."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    fedavg = next(s for s in summaries if s.group == "FedAvg")
+    axes.axhline(fedavg.accuracy, color="grey", linewidth=0.8, linestyle="--", label="FedAvg's accuracy")
+    for (group, marker), colour in zip(MARKERS.items(), range(10)):
+        points = [s for s in summaries if s.group == group]
+        if points:
+            axes.errorbar(
+                [s.share for s in points],
+                [s.accuracy for s in points],
+                yerr=[s.accuracy_spread for s in points],
+                fmt=marker,
+                color=f"C{colour}",
+                markersize=6,
+                elinewidth=0.7,
+                label=group,
+            )
+    front = pareto(summaries)
+    axes.plot([s.share for s in front], [s.accuracy for s in front], color="black", linewidth=0.8, label="Pareto front")
+    for position, s in enumerate(front):
+        if s.accuracy > fedavg.accuracy - 0.05:
+            side = "bottom" if position % 2 else "top"
+            axes.annotate(s.uplink, (s.share, s.accuracy), fontsize=6, rotation=20, va=side)
+    axes.set_xscale("log")
+    axes.set_ylim(fedavg.accuracy - 0.06, fedavg.accuracy + 0.008)
+    axes.set_xlabel("uplink, share of FedAvg's")
+    axes.set_ylabel(f"accuracy after {ROUNDS} rounds")
+    axes.set_title(f"{TITLES[setting]}: mean of the seeds, bars to the farthest")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Run what is missing, print the tables, draw the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--only", default="", help="uplinks whose name has this in it, and FedAvg")
+    parser.add_argument("--output", type=Path, default=Path("outputs/uplink"), help="folder of results and figures")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (setting, name, seed)
+        for setting in args.settings
+        for seed in args.seeds
+        for name in uplinks(setting)
+        if args.only in name or name == "FedAvg"
+    ]
+    rows = run_missing(jobs, args.output / "results.jsonl", args.workers)
+    for setting in args.settings:
+        summaries = summarise(setting, rows)
+        print(f"\n{TITLES[setting]}, {len(args.seeds)} seeds\n\n{table(summaries)}")
+        draw(setting, summaries, args.output / f"uplink_{setting}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,12 +6,14 @@ from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPar
 from lightning_lbgm.strategy import LBGMFederated
 from lightning_lbgm.uplink import (
     ATOMO,
+    DIANA,
     QSGD,
     Cast,
     ErrorFeedback,
     LayerRecycling,
     LookBack,
     PowerSGD,
+    Predict,
     RandK,
     SignSGD,
     TargetSavings,
@@ -20,6 +22,7 @@ from lightning_lbgm.uplink import (
 
 __all__ = [
     "ATOMO",
+    "DIANA",
     "QSGD",
     "Cast",
     "DirichletPartitioner",
@@ -32,6 +35,7 @@ __all__ = [
     "NaturalPartitioner",
     "PathologicalPartitioner",
     "PowerSGD",
+    "Predict",
     "RandK",
     "SignSGD",
     "TargetSavings",

@@ -44,11 +44,17 @@ class ClientReport:
 
     @property
     def outcome(self) -> str:
-        """``"rejected"``, ``"sent"`` (no test), ``"recycled"``, ``"refreshed"`` or ``"partly recycled"`` (layers)."""
+        """What it did.
+
+        ``"rejected"``, ``"sent"`` (no test), ``"recycled"``, ``"refreshed"``, ``"partly recycled"`` (by layer) or
+        ``"predicted"``.
+        """
         if self.rejected:
             return "rejected"
         if self.decision is None:
             return "sent"
+        if not self.decision.recycled:
+            return "predicted"
         if all(self.decision.recycled):
             return "recycled"
         return "partly recycled" if any(self.decision.recycled) else "refreshed"

@@ -5,6 +5,7 @@ from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.cast import Cast, Rounded
 from lightning_lbgm.uplink.coefficients import Coefficients, Combination
 from lightning_lbgm.uplink.context import NO_CONTEXT, Context, Decision, RoundResult, State
+from lightning_lbgm.uplink.diana import DIANA
 from lightning_lbgm.uplink.ends import ClientEnd, Rejection, ServerEnd
 from lightning_lbgm.uplink.error_feedback import ErrorFeedback
 from lightning_lbgm.uplink.layout import Layout
@@ -13,6 +14,7 @@ from lightning_lbgm.uplink.lowrank import LowRank
 from lightning_lbgm.uplink.message import HEADER_BYTES, Message, MessageError
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.powersgd import PowerSGD
+from lightning_lbgm.uplink.predict import Predict, Predicted
 from lightning_lbgm.uplink.qsgd import QSGD, Quantized
 from lightning_lbgm.uplink.randk import RandK, RandomSparse
 from lightning_lbgm.uplink.recycling import LayerRecycling, Omitted
@@ -25,6 +27,7 @@ from lightning_lbgm.uplink.topk import TopK
 
 __all__ = [
     "ATOMO",
+    "DIANA",
     "HEADER_BYTES",
     "NO_CONTEXT",
     "QSGD",
@@ -48,6 +51,8 @@ __all__ = [
     "Omitted",
     "Payload",
     "PowerSGD",
+    "Predict",
+    "Predicted",
     "Quantized",
     "RandK",
     "RandomSparse",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Union
 
-__all__ = ["Layout", "LayoutLike"]
+__all__ = ["Layout", "LayoutLike", "matrix_shape"]
 
 
 class Layout:
@@ -51,3 +51,13 @@ class Layout:
 
 # Not `|`: the forward reference is evaluated here.
 LayoutLike = Union["Layout", Iterable["int | Sequence[int]"]]
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of a parameter tensor as a matrix; a vector is one row.
+
+    Examples:
+        >>> matrix_shape((64, 3, 5, 5)), matrix_shape((10,)), matrix_shape(())
+        ((64, 75), (1, 10), (1, 1))
+    """
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))

@@ -7,17 +7,17 @@ Low-Rank?", ICLR 2022 (arXiv 2202.00280), Algorithm 1. ``rank`` above 1 is this 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from lightning_lbgm.uplink import subspace
 from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.checks import check_count
 from lightning_lbgm.uplink.coefficients import Coefficients
 from lightning_lbgm.uplink.payload import Payload
+from lightning_lbgm.uplink.rows import RowSpan
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
-from lightning_lbgm.uplink.subspace import Basis
+from lightning_lbgm.uplink.subspace import Basis, Span, new_basis
 from lightning_lbgm.uplink.threshold import TargetSavings, check_threshold, threshold_of
 from lightning_lbgm.uplink.wire import MessageError
 
@@ -67,7 +67,7 @@ class LookBack(Stage):
     """
 
     terminal = True
-    _shown_if_set = ("rank", "max_age")
+    _shown_if_set = ("rank", "max_age", "rowwise")
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class LookBack(Stage):
         granularity: Literal["model", "layer"] = "model",
         rank: int = 1,
         max_age: int | None = None,
+        rowwise: bool = False,
     ) -> None:
         self.threshold = check_threshold(threshold)
         if granularity not in ("model", "layer"):
@@ -85,6 +86,8 @@ class LookBack(Stage):
         self.granularity = granularity
         self.rank = check_count("LookBack", "rank", rank)
         self.max_age = None if max_age is None else check_count("LookBack", "max_age", max_age)
+        self.rowwise = bool(rowwise)
+        self._span = RowSpan() if rowwise else Span()
 
     def init(self) -> State:
         """Make the state of a client without an LBG: filled with the LBGs and the age of each test."""
@@ -102,12 +105,12 @@ class LookBack(Stage):
         newest: list[float] = []
         for index, part in enumerate(self._parts(update)):
             basis = lbgs.get(index)
-            products = subspace.dots(basis, part) if basis is not None else []
+            products = self._span.dots(basis, part) if basis is not None else None
             error, coefficients = self._test(part, basis, products, threshold, ages.get(index, 0))
             errors.append(error)
             if coefficients is None:
                 sent.append(part)
-                subspace.append(lbgs.setdefault(index, subspace.new_basis()), part, products, self.rank)
+                self._span.append(lbgs.setdefault(index, new_basis()), part, products, self.rank)
                 ages[index] = 0
                 newest.append(float("nan"))
             else:
@@ -133,8 +136,9 @@ class LookBack(Stage):
         decoded = [self._decoded(index, part, state) for index, part in enumerate(parts)]
         for index, part in enumerate(parts):
             if not isinstance(part, Coefficients):
-                basis = state["lbgs"].setdefault(index, subspace.new_basis())
-                subspace.append(basis, part, subspace.dots(basis, part), self.rank)
+                known = state["lbgs"].get(index)
+                products = self._span.dots(known, part) if known is not None else None
+                self._span.append(state["lbgs"].setdefault(index, new_basis()), part, products, self.rank)
         return Blocks(decoded, payload.layout) if self.granularity == "layer" else decoded[0]
 
     def forget(self, state: State) -> None:
@@ -149,28 +153,24 @@ class LookBack(Stage):
         return payload.split() if self.granularity == "layer" else [payload]
 
     def _test(
-        self, update: Payload, basis: Basis | None, products: list[float], threshold: float, age: int
+        self, update: Payload, basis: Basis | None, products: Any, threshold: float, age: int
     ) -> tuple[float, list[float] | None]:
         """Return the LBP error, and the LBCs or None where the update is to be sent in full."""
         if basis is None:
             return 1.0, None
-        squared_norm = update.squared_norm()
         may_recycle = threshold > 0 and (self.max_age is None or age < self.max_age)
-        if squared_norm == 0:
-            return 0.0, [0.0] * len(products) if may_recycle else None
-        if not any(basis["gram"][i][i] for i in range(len(products))):
-            return 1.0, None
-        error, coefficients = subspace.project(basis["gram"], products, squared_norm, torch.finfo(update.dtype).eps)
+        if update.squared_norm() == 0:
+            return 0.0, [0.0] * self._span.count(basis, update.layout) if may_recycle else None
+        error, coefficients = self._span.fit(basis, products, update)
         # Coefficients that their dtype cannot hold would decode to something that is not finite.
         fit = all(abs(coefficient) <= torch.finfo(update.dtype).max for coefficient in coefficients)
-        return error, coefficients if may_recycle and error <= threshold and fit else None
+        return error, coefficients if coefficients and may_recycle and error <= threshold and fit else None
 
-    @staticmethod
-    def _decoded(index: int, part: Payload, state: State) -> Payload:
+    def _decoded(self, index: int, part: Payload, state: State) -> Payload:
         if not isinstance(part, Coefficients):
             return part
         basis = state["lbgs"].get(index)
-        if basis is None or len(basis["payloads"]) != part.values.numel():
-            held = 0 if basis is None else len(basis["payloads"])
-            raise MessageError(f"The message has {part.values.numel()} coefficients for {held} look-back gradients.")
-        return subspace.combination(basis, part.values, part.layout)
+        wanted = 0 if basis is None else self._span.count(basis, part.layout)
+        if basis is None or part.values.numel() != wanted:
+            raise MessageError(f"The message has {part.values.numel()} look-back coefficients, not {wanted}.")
+        return self._span.combination(basis, part.values, part.layout)

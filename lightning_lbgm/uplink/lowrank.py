@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.blocks import Blocks
-from lightning_lbgm.uplink.layout import Layout, LayoutLike
+from lightning_lbgm.uplink.layout import Layout, LayoutLike, matrix_shape
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
 
@@ -117,13 +116,3 @@ def factorize(update: Payload, rank: int, factor: Callable[[int, Tensor], tuple[
         else:
             parts.append(LowRank.of(*factor(index, values.view(rows, columns)), Layout([shape])))
     return Blocks(parts, update.layout)
-
-
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Return rows and columns of a parameter tensor as a matrix; a vector is one row.
-
-    Examples:
-        >>> matrix_shape((64, 3, 5, 5)), matrix_shape((10,)), matrix_shape(())
-        ((64, 75), (1, 10), (1, 1))
-    """
-    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))

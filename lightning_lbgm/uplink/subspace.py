@@ -11,7 +11,7 @@ from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout
 from lightning_lbgm.uplink.payload import Payload
 
-__all__ = ["Basis", "append", "combination", "dots", "lbp_error", "new_basis", "payloads", "project"]
+__all__ = ["ROUNDINGS", "Basis", "Span", "lbp_error", "new_basis", "payloads", "project"]
 
 Basis = dict[str, Any]
 """Vectors, oldest first, and their inner products, as built-ins and tensors: ``{"payloads": [state, ...], "gram":
@@ -19,7 +19,7 @@ Basis = dict[str, Any]
 
 # Directions of the span whose share of the normalised Gram matrix is below this many roundings of a dot product are
 # round-off, not directions: float32 products are good to about one rounding.
-_ROUNDINGS = 16
+ROUNDINGS = 16
 
 
 def lbp_error(dot: float, update_squared_norm: float, lbg_squared_norm: float) -> float:
@@ -73,7 +73,7 @@ def project(
     matrix = matrix * scales[:, None] * scales
     cosines = torch.tensor(products, dtype=torch.float64) * scales / squared_norm**0.5
     values, vectors = torch.linalg.eigh(matrix)
-    kept = values > _ROUNDINGS * eps * len(products)
+    kept = values > ROUNDINGS * eps * len(products)
     basis = vectors[:, kept]
     solution = basis @ ((basis.T @ cosines) / values[kept])
     error = 1 - float(2 * (cosines @ solution) - solution @ matrix @ solution)
@@ -90,30 +90,56 @@ def payloads(basis: Basis, layout: Layout) -> list[Payload]:
     return [Payload.from_state(state, layout) for state in basis["payloads"]]
 
 
-def dots(basis: Basis, update: Payload) -> list[float]:
-    """Return the inner product of an update with each vector."""
-    return [update.dot(payload) for payload in payloads(basis, update.layout)]
+class Span:
+    """What is done with a basis: one coefficient for each vector. It holds no state."""
 
+    def count(self, basis: Basis, layout: Layout) -> int:
+        """Return the number of coefficients of an update."""
+        return len(basis["payloads"])
 
-def append(basis: Basis, update: Payload, products: list[float], rank: int) -> None:
-    """Take a copy of an update in, with its inner products with those there, and let the oldest beyond ``rank`` go."""
-    states, gram = basis["payloads"], basis["gram"]
-    spare = None
-    if len(states) == rank:
-        spare = states.pop(0)
-        del gram[0]
-        for row in gram:
-            del row[0]
-        products = products[1:]
-    for row, product in zip(gram, products):
-        row.append(product)
-    gram.append([*products, update.squared_norm()])
-    states.append(_copy(update, spare))
+    def dots(self, basis: Basis, update: Payload) -> Any:
+        """Return the inner products of an update with the vectors."""
+        return [update.dot(payload) for payload in payloads(basis, update.layout)]
 
+    def fit(self, basis: Basis, products: Any, update: Payload) -> tuple[float, list[float]]:
+        """Project an update that is not zero, by its ``dots``.
 
-def combination(basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
-    """Return the sum of the vectors times the coefficients, shape ``(r,)``."""
-    return Combination(payloads(basis, layout), coefficients.tolist())
+        Returns:
+            The error, ``1 - |P g|^2 / |g|^2``, and the coefficients; none where all vectors are zero.
+        """
+        gram = basis["gram"]
+        if not any(gram[index][index] for index in range(len(gram))):
+            return 1.0, []
+        return project(gram, products, update.squared_norm(), torch.finfo(update.dtype).eps)
+
+    def append(self, basis: Basis, update: Payload, products: Any, rank: int) -> None:
+        """Take a copy of an update in, and let the oldest vector beyond ``rank`` go.
+
+        Args:
+            basis: Changed in place.
+            update: The update.
+            products: Its ``dots``; None for the first vector.
+            rank: Vectors to keep at the most.
+        """
+        gram, products = basis["gram"], list(products or [])
+        if len(gram) == rank:
+            del gram[0], products[0]
+            for row in gram:
+                del row[0]
+        for row, product in zip(gram, products):
+            row.append(product)
+        gram.append([*products, update.squared_norm()])
+        self._keep(basis, update, rank)
+
+    def combination(self, basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
+        """Return the sum of the vectors times the coefficients."""
+        return Combination(payloads(basis, layout), coefficients.tolist())
+
+    @staticmethod
+    def _keep(basis: Basis, update: Payload, rank: int) -> None:
+        states = basis["payloads"]
+        spare = states.pop(0) if len(states) == rank else None
+        states.append(_copy(update, spare))
 
 
 def _copy(update: Payload, spare: dict[str, Any] | None) -> dict[str, Any]:

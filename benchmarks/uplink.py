@@ -13,6 +13,7 @@ it writes what docs/results.md shows.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import logging
 import multiprocessing
@@ -29,18 +30,20 @@ import torch
 
 from lightning_lbgm import (
     ATOMO,
+    DIANA,
     QSGD,
     Cast,
     ErrorFeedback,
     LayerRecycling,
     LookBack,
     PowerSGD,
+    Predict,
     RandK,
     SignSGD,
     TargetSavings,
     TopK,
 )
-from lightning_lbgm.uplink import Stage
+from lightning_lbgm.uplink import Chain, Stage
 
 NUM_CLIENTS, ROUNDS, LEARNING_RATE = 100, 60, 0.1
 
@@ -60,7 +63,10 @@ MARKERS = {
     "compressor + LookBack": "D",
     "LookBack": "^",
     "EF(LookBack)": "v",
-    "Predict": "*",
+    "LookBack by row": "<",
+    "EF(LookBack by row)": ">",
+    "Predict": "p",
+    "DIANA": "*",
     "LayerRecycling": "X",
 }
 TITLES = {
@@ -75,26 +81,61 @@ SETTINGS = {
 
 def uplinks(setting: str) -> dict[str, tuple[str, list[Stage]]]:
     """Return the uplinks to compare by name, each with the group that it belongs to in the figure."""
-    delta = 0.2 if setting == "paper" else 0.7
-    compressors: dict[str, Stage] = {
-        "TopK(0.1)": TopK(0.1),
-        "TopK(0.03)": TopK(0.03),
-        "TopK(0.01)": TopK(0.01),
-        "ATOMO(2)": ATOMO(2),
-        "PowerSGD(2)": PowerSGD(2),
-        "SignSGD()": SignSGD(),
-        "QSGD(4)": QSGD(4),
-        "RandK(0.1)": RandK(0.1),
-        "Cast(bf16)": Cast(torch.bfloat16),
-    }
+    bf16 = Cast(torch.bfloat16)
     rows: dict[str, tuple[str, list[Stage]]] = {"FedAvg": ("FedAvg", [])}
-    for name, stage in compressors.items():
+
+    def add(group: str, *stages: Stage, feedback: bool = False) -> None:
+        name = " + ".join(map(_short, stages))
+        rows[f"EF({name})" if feedback else name] = (group, [ErrorFeedback(list(stages))] if feedback else list(stages))
+
+    # Thresholds that suit each setting: with and without error feedback, for the whole vector and by row.
+    plain, fed, by_row = {"paper": (0.05, 0.8, 0.05), "noisy": (0.7, 0.8, 0.9)}[setting]
+    compressors = [TopK(0.1), ATOMO(2), PowerSGD(2), SignSGD(), QSGD(4), RandK(0.1), bf16]
+    for stage in compressors:
         kept = RandK(0.1, unbiased=False) if isinstance(stage, RandK) else stage
-        rows[name] = ("compressor", [stage])
-        rows[f"{name} + LookBack({delta})"] = ("compressor + LookBack", [stage, LookBack(delta)])
-        rows[f"EF({name})"] = ("compressor", [ErrorFeedback(kept)])
-        rows[f"EF({name} + LookBack({delta}))"] = ("compressor + LookBack", [ErrorFeedback([kept, LookBack(delta)])])
+        add("compressor", stage)
+        add("compressor", kept, feedback=True)
+        add("compressor + LookBack", stage, LookBack(plain, rank=4))
+        add("compressor + LookBack", kept, LookBack(fed, rank=4), feedback=True)
+    for fraction in (0.03, 0.01):
+        add("compressor", TopK(fraction), feedback=True)
+        add("compressor + LookBack", TopK(fraction), LookBack(fed, rank=4), feedback=True)
+    for stages in ([TopK(0.03), bf16], [TopK(0.03), QSGD(4)], [TopK(0.03), SignSGD()], [TopK(0.01), SignSGD()]):
+        add("compressor", *stages, feedback=True)
+    add("LookBack", LookBack(0.2))
+    for rank in (1, 4, 8, 16):
+        add("LookBack", LookBack(plain, rank=rank))
+        add("EF(LookBack)", LookBack(fed, rank=rank), feedback=True)
+    for rank in (1, 4, 8):
+        add("LookBack by row", LookBack(by_row, rank=rank, rowwise=True))
+        add("EF(LookBack by row)", LookBack(0.9, rank=rank, rowwise=True), feedback=True)
+    add("LookBack by row", bf16, LookBack(by_row, rank=4, rowwise=True))
+    add("EF(LookBack by row)", bf16, LookBack(0.9, rank=4, rowwise=True), feedback=True)
+    for savings in (0.8, 0.9):
+        add("EF(LookBack)", LookBack(TargetSavings(savings), rank=8), feedback=True)
+        add("EF(LookBack by row)", LookBack(TargetSavings(savings), rank=8, rowwise=True), feedback=True)
+    for fraction in (0.03, 0.01):
+        add("Predict", Predict(8, TopK(fraction)), feedback=True)
+        add("DIANA", DIANA(TopK(fraction)), feedback=True)
+    for fraction in (0.03, 0.01):
+        add("DIANA", DIANA([TopK(fraction), SignSGD()]), feedback=True)
+    for num_layers in (1,) if setting == "paper" else (1, 2, 3):
+        add("LayerRecycling", LayerRecycling(num_layers))
     return rows
+
+
+def _short(value: Any) -> str:
+    """Name a stage by its settings, without those that are at their default and say little."""
+    if isinstance(value, Chain):
+        return " + ".join(map(_short, value.stages))
+    if not isinstance(value, (Stage, TargetSavings)):
+        return str(value).removeprefix("torch.")
+    settings = []
+    for name, parameter in inspect.signature(type(value)).parameters.items():
+        plain = parameter.default is parameter.empty or name in ("threshold", "bits", "dtype")
+        if plain or getattr(value, name) != parameter.default:
+            settings.append(_short(getattr(value, name)) if plain else f"{name}={getattr(value, name)!r}")
+    return f"{type(value).__name__}({', '.join(settings)})"
 
 
 def run(setting: str, name: str, seed: int, rounds: int = ROUNDS) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.server import Server
-from lightning_lbgm.uplink import Blocks, Dense, Scaled, Signs, Sparse
+from lightning_lbgm.uplink import Blocks, Combination, Dense, Signs, Sparse
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, betas=(0.8, 0.95), eps=1e-3)
 
@@ -87,6 +87,33 @@ def test_the_weights_renormalise_among_those_that_remain():
     np.testing.assert_allclose(flat.read().numpy(), [-2.0, -1.0, 0.0], rtol=1e-6)
 
 
+def test_the_mean_is_known_before_the_step_and_asking_for_it_changes_nothing():
+    # Weights 0.5 and 0.25 of three clients become 2/3 and 1/3, however often the mean is asked for.
+    flat, server = serve(1.0, 2.0, 3.0)
+    server.begin_round()
+    assert server.mean_update(3) is None
+    receive(server, [3.0, 0.0, 0.0], 0.5)
+    receive(server, [0.0, 3.0, 6.0], 0.25)
+    for _ in range(3):
+        np.testing.assert_allclose(server.mean_update(3).numpy(), [2.0, 1.0, 2.0], rtol=1e-6)
+        assert flat.read().tolist() == [1.0, 2.0, 3.0]
+    assert server.step(3) == pytest.approx(3.0, rel=1e-6)
+    np.testing.assert_allclose(flat.read().numpy(), [-1.0, 1.0, 1.0], rtol=1e-6)
+
+
+def test_the_mean_of_a_complete_cohort_is_not_divided_by_weights_that_sum_to_1_up_to_round_off():
+    weights = [0.1] * 10
+    assert sum(weights) != 1.0
+    _, server = serve(0.0, 0.0, 0.0)
+    server.begin_round()
+    expected = torch.zeros(3)
+    for index, weight in enumerate(weights):
+        values = torch.tensor([1.0, index, index**2])
+        server.receive(Dense(values), weight)
+        expected.add_(values, alpha=weight)
+    assert torch.equal(server.mean_update(10), expected)
+
+
 @pytest.mark.parametrize("make_optimizer", [None, ADAM, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
 def test_without_an_update_the_parameters_and_the_optimizer_stay(make_optimizer):
     flat, server = serve(1.0, 2.0, 3.0, make_optimizer=make_optimizer)
@@ -144,16 +171,17 @@ def test_payloads_of_every_kind_are_averaged_as_they_decode():
     one = torch.tensor([5.0, -3.0], dtype=torch.float64)
     sparse = Sparse(one, torch.tensor([0, 2], dtype=torch.int32), (2, 1))  # (5, 0, -3)
     signs = Signs.pack(torch.tensor([-1.0, 1.0, 1.0]), torch.tensor(2.0, dtype=torch.float64), (2, 1))  # 2 (-1, 1, 1)
-    blocks = Blocks([Dense(one), Scaled(Dense(one[:1]), 2.0)])  # (5, -3, 10)
+    blocks = Blocks([Dense(one), Combination([Dense(one[:1])], [2.0])])  # (5, -3, 10)
+    combination = Combination([sparse, signs], [-2.0, 0.5])  # (-10, 0, 6) + (-1, 1, 1)
     server.begin_round()
-    for payload, weight in [(sparse, 0.5), (signs, 0.3), (blocks, 0.1), (Scaled(sparse, -2.0), 0.1)]:
+    for payload, weight in [(sparse, 0.5), (signs, 0.3), (blocks, 0.1), (combination, 0.1)]:
         server.receive(payload, weight)
     server.step(4)
     mean = (
         0.5 * np.array([5, 0, -3])
         + 0.3 * np.array([-2, 2, 2])
         + 0.1 * np.array([5, -3, 10])
-        + 0.1 * np.array([-10, 0, 6])
+        + 0.1 * np.array([-11, 1, 7])
     )
     np.testing.assert_allclose(flat.read().numpy(), -mean, rtol=1e-12, atol=1e-12)
 

@@ -44,7 +44,15 @@ def count_bits(packed: Tensor) -> int:
 
 
 def pack_integers(values: Tensor, width: int) -> Tensor:
-    """Pack integers of ``width`` bits, shape ``(n,)``, lowest bit first, into ``ceil(n * width / 8)`` bytes."""
+    """Pack the lowest ``width`` bits of integers, shape ``(n,)``, into ``ceil(n * width / 8)`` bytes."""
+    if width in (2, 4, 8):  # whole numbers to a byte
+        lanes = 8 // width
+        low = (values & (2**width - 1)).to(torch.uint8)
+        padded = torch.nn.functional.pad(low, (0, -values.numel() % lanes)).view(-1, lanes)
+        packed = padded[:, 0].clone()
+        for lane in range(1, lanes):
+            packed |= padded[:, lane] << (lane * width)
+        return packed
     bits = torch.empty(values.numel(), width, dtype=torch.uint8, device=values.device)
     for position in range(width):
         bits[:, position] = (values >> position) & 1
@@ -55,6 +63,9 @@ def unpack_integers(packed: Tensor, count: int, width: int) -> Tensor:
     """Return ``count`` integers of ``width`` bits as ``int64``."""
     if width == 0:
         return torch.zeros(count, dtype=torch.int64, device=packed.device)
+    if width in (2, 4, 8):
+        shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+        return ((packed[:, None] >> shifts) & (2**width - 1)).view(-1)[:count].long()
     bits = unpack_bits(packed, count * width).view(count, width)
     out = torch.zeros(count, dtype=torch.int64, device=packed.device)
     for position in range(width):  # not a product with weights: it would take eight bytes a bit
@@ -93,7 +104,7 @@ def choose_gap_code(indices: Tensor, size: int) -> GapCode:
     gaps = _gaps(indices)
     best = GapCode(-1, 0, -(-size // 8))
     typical = max(1, size // k).bit_length() - 1
-    for width in range(max(0, typical - 4), typical + 2):
+    for width in sorted({0, *range(max(0, typical - 4), typical + 2)}):  # 0: many in a row
         unary = k + int((gaps >> width).sum())
         code = GapCode(width, -(-k * width // 8), -(-unary // 8))
         if code.low_bytes + code.high_bytes < best.low_bytes + best.high_bytes:

@@ -55,6 +55,10 @@ class Blocks(Payload):
 
     def relabel(self, layout: Layout) -> None:
         super().relabel(layout)
+        if tuple(part.size for part in self.parts) == layout.sizes:  # the usual case, also with tensors without entries
+            for part, shape in zip(self.parts, layout.shapes):
+                part.relabel(Layout([shape]))
+            return
         shapes = iter(layout.shapes)
         for part in self.parts:
             taken: list[tuple[int, ...]] = []

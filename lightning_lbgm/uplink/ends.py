@@ -8,6 +8,7 @@ in full. In simulation nothing is lost, and ``Federation`` lets both ends share 
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -95,8 +96,9 @@ class ClientEnd:
     def rejected(self, rejection: Rejection) -> None:
         """Take note that the server did not take a message: where it lacks something, the next goes in full."""
         state = self._state
-        state["sequence"] = max(state["sequence"], rejection.sequence)  # a client that lost its state has lost count
-        if rejection.forgotten:
+        restarted = rejection.sequence > state["sequence"]  # a client that lost its state has lost count too
+        state["sequence"] = max(state["sequence"], rejection.sequence)
+        if rejection.forgotten or restarted:
             self.uplink.forget(state["uplink"])
             state["memory"] = 0
 
@@ -122,24 +124,37 @@ class ServerEnd:
         """Decode a message of the current round.
 
         Raises:
-            MessageError: If the bytes are no message of this federation, or the update is not finite.
-            Rejection: If the message is of another round, or older than one that was taken; or if it refers to
-                something that the server does not have. Hand it to the client's ``rejected``.
+            MessageError: If the bytes are no message, or its update is of another size.
+            Rejection: If the message is of another round, or older than one that was taken; if it refers to something
+                that the server does not have; or if its update is not finite. Hand it to the client's ``rejected``.
+                The server is as it was before.
         """
         message = data if isinstance(data, Message) else Message.from_bytes(data, self.layout)
+        if message.payload.size != self.layout.size:
+            raise MessageError(
+                f"The message holds an update of {message.payload.size} entries, not {self.layout.size}."
+            )
         state = self._clients.get(message.client_id) or {"sequence": 0, "memory": 0, "uplink": self.uplink.init()}
-        name = f"Client {message.client_id}, message {message.sequence}"
+        name = f"Client {message.client_id}, message {message.sequence}:"
         if message.round_index != round_index or message.sequence <= state["sequence"]:
-            reason = f"{name} is of round {message.round_index}; this is round {round_index}, after message"
-            raise Rejection(f"{reason} {state['sequence']}.", state["sequence"], forgotten=False)
+            reason = f"{name} round {message.round_index}; this is round {round_index}, after message"
+            # One that was not taken before, and was to change what the server remembers, never will now.
+            lost = message.sequence > state["sequence"] and message.memory != message.base
+            raise Rejection(f"{reason} {state['sequence']}.", state["sequence"], forgotten=lost)
         if message.base and message.base != state["memory"]:
             reason = f"{name} refers to version {message.base} of its memory, the server has {state['memory']}."
             raise Rejection(reason, state["sequence"], forgotten=True)
-        if not all(bool(torch.isfinite(t).all()) for t in message.payload.tensors() if t.is_floating_point()):
-            raise Rejection(f"{name} is not finite.", state["sequence"], forgotten=True)
-        fresh = bool(message.memory and not message.base)
-        stages = self.uplink.init() if fresh else state["uplink"]
-        update = self.uplink.decode(message.payload, stages, context)
+        # On a copy: a message that turns out to be none must leave no trace.
+        starts_afresh = bool(message.memory and not message.base)
+        stages = self.uplink.init() if starts_afresh else copy.deepcopy(state["uplink"])
+        try:
+            update = self.uplink.decode(message.payload, stages, context)
+            finite = bool(torch.isfinite(update.dense()).all())
+        except (MessageError, TypeError) as error:
+            reason = f"{name} does not decode to an update. {error}"
+            raise Rejection(reason, state["sequence"], forgotten=True) from error
+        if not finite:
+            raise Rejection(f"{name} the update is not finite.", state["sequence"], forgotten=True)
         memory = message.memory or state["memory"]
         self._clients[message.client_id] = {"sequence": message.sequence, "memory": memory, "uplink": stages}
         return update

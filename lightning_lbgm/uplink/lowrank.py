@@ -38,7 +38,14 @@ class LowRank(Payload):
 
     @staticmethod
     def of(left: Tensor, right: Tensor, layout: LayoutLike | None = None) -> LowRank:
-        """Make one of P, shape (n, rank), and Q, shape (m, rank)."""
+        """Make one of P, shape (n, rank), and Q, shape (m, rank), their columns scaled to entries of like magnitude.
+
+        So a stage that rounds the numbers errs alike in both.
+        """
+        sizes = [torch.linalg.vector_norm(factor, dim=0) / max(1, len(factor)) ** 0.5 for factor in (left, right)]
+        scale = (sizes[1] / sizes[0]).sqrt().nan_to_num(1.0, 1.0, 1.0)
+        scale = torch.where(scale > 0, scale, 1.0)
+        left, right = left * scale, right / scale
         return LowRank(torch.cat([left.reshape(-1), right.reshape(-1)]), len(left), len(right), layout)
 
     @property
@@ -73,6 +80,11 @@ class LowRank(Payload):
     def split(self) -> list[Payload]:
         return [self]
 
+    def relabel(self, layout: Layout) -> None:
+        super().relabel(layout)
+        if matrix_shape(layout.shapes[0]) != (self.rows, self.columns) or len(layout.shapes) > 1:
+            raise MessageError(f"The message has factors of a {self.rows} x {self.columns} matrix for {layout}.")
+
     def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
         if not factors:
             return super().compress(encode)
@@ -92,7 +104,7 @@ class LowRank(Payload):
     @classmethod
     def read(cls, data: Reader, size: int) -> Payload:
         rows, columns, rank, code = data.varint(), data.varint(), data.varint(), data.byte()
-        if not rows * columns == size > 0 or rank > max(rows, columns):
+        if not rows * columns == size > 0 or rank > min(rows, columns):
             raise MessageError(f"The message has factors of rank {rank} of a {rows} x {columns} matrix of {size}.")
         return cls(Payload.read_from(data.sub(), code, (rows + columns) * rank), rows, columns)
 

@@ -47,16 +47,28 @@ class Quantized(Payload):
         self.bits = bits
         self.bucket_size = bucket_size
         self.phase = phase
+        self._values: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         return self.scales.dtype
 
     def dense(self) -> Tensor:
-        top = 2 ** (self.bits - 1) - 1
-        levels = unpack_integers(self.codes, self.size, self.bits).sub_(top).to(self.dtype)
-        steps = (self.scales / top).repeat_interleave(self.bucket_size)
-        return levels.mul_(steps[self.phase : self.phase + self.size])
+        if self._values is None:
+            top = 2 ** (self.bits - 1) - 1
+            levels = unpack_integers(self.codes, self.size, self.bits).to(self.dtype).sub_(top)
+            # Divided first: the largest level is the scale itself, however large.
+            self._values = levels.div_(top).mul_(self._entry_scales())
+        return self._values
+
+    def _entry_scales(self) -> Tensor:
+        """Return the scale of each entry, in memory of their number whatever bucket size a message claims."""
+        if self.scales.numel() < 2:
+            return self.scales
+        if self.phase:
+            entries = torch.arange(self.phase, self.phase + self.size, device=self.scales.device)
+            return self.scales[entries // self.bucket_size]
+        return self.scales.repeat_interleave(self.bucket_size)[: self.size]
 
     def split(self) -> list[Payload]:
         parts: list[Payload] = []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.bits import GapCode, choose_gap_code, decode_gaps, encode_gaps
-from lightning_lbgm.uplink.layout import LayoutLike
+from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.payload import Dense, Payload, inner
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
 
@@ -83,10 +85,12 @@ class Sparse(Payload):
     def split(self) -> list[Payload]:
         ends = torch.tensor(self.sizes).cumsum(0)
         cuts = [0, *torch.searchsorted(self.indices.cpu().long(), ends).tolist()]
-        values, offset = self.values, 0
+        body = copy.copy(self.body)
+        body.layout = Layout(end - begin for begin, end in itertools.pairwise(cuts))
         parts: list[Payload] = []
-        for begin, end, shape, size in zip(cuts, cuts[1:], self.layout.shapes, self.sizes):
-            parts.append(Sparse(values[begin:end], self.indices[begin:end] - offset, [shape]))
+        offset = 0
+        for piece, begin, end, shape, size in zip(body.split(), cuts, cuts[1:], self.layout.shapes, self.sizes):
+            parts.append(Sparse(piece, self.indices[begin:end] - offset, Layout([shape])))
             offset += size
         return parts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 from lightning_lbgm.uplink.checks import check_count
@@ -48,7 +49,7 @@ class TargetSavings:
 
     def init(self) -> State:
         """Make the state before the first round. Without errors to go by, the first test recycles what there is."""
-        return {"threshold": 1.0, "sent": 0, "dense": 0}
+        return {"threshold": 1.0 if self.savings else 0.0, "sent": 0, "dense": 0, "ratio": 1.0}
 
     def update(self, state: State, result: RoundResult) -> None:
         """Set the threshold of the next round."""
@@ -57,19 +58,21 @@ class TargetSavings:
         state["dense"] += round_bits
         share = 1 - self.savings
         allowed = share * round_bits + (share * state["dense"] - state["sent"]) / self.horizon
-        # Cost of each test, were it to send in full, largest error first; errors of 1 have no look-back gradient.
-        costs = sorted(self._costs(result), reverse=True)
-        if not any(error < 1 for error, _ in costs):
-            return
-        state["threshold"] = 0.0
-        for error, cost in costs:
-            allowed -= cost
-            if allowed < 0:
-                state["threshold"] = error
-                break
+        # Cost of each test, were it to send in full, largest error first.
+        costs = sorted(self._costs(state, result), reverse=True)
+        if allowed >= sum(cost for _, cost in costs):
+            state["threshold"] = 0.0
+        elif allowed < 0 or not any(error < 1 for error, _ in costs):  # an error of 1 has no look-back gradient
+            state["threshold"] = 1.0
+        else:
+            for error, cost in costs:
+                allowed -= cost
+                if allowed < 0:
+                    state["threshold"] = error
+                    break
 
     @staticmethod
-    def _costs(result: RoundResult) -> list[tuple[float, float]]:
+    def _costs(state: State, result: RoundResult) -> list[tuple[float, float]]:
         """Return the LBP error of each test of the round, and the bits that sending in full costs."""
         sizes = result.layout.sizes
         tests: list[tuple[float, float]] = []
@@ -84,8 +87,9 @@ class TargetSavings:
             if refreshed:
                 full_bits += sent
                 dense_bits += dense * refreshed
-        ratio = full_bits / dense_bits if dense_bits else 1.0  # below 1 after a compressor
-        return [(error, cost * ratio) for error, cost in tests]
+        if dense_bits:
+            state["ratio"] = full_bits / dense_bits  # below 1 after a compressor
+        return [(error, cost * state["ratio"]) for error, cost in tests]
 
     def __repr__(self) -> str:
         """Show the constructor call."""
@@ -129,7 +133,7 @@ def threshold_of(threshold: Threshold, context: Context) -> float:
     if isinstance(threshold, TargetSavings):
         return float(context.shared.get("threshold", 1.0))
     value = threshold(context.round_index)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
         raise ValueError(
             f"`LookBack(threshold=...)` returned {value!r} for round {context.round_index}:"
             " it must be a number in [0, 1]."

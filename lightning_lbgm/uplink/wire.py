@@ -66,7 +66,9 @@ class Writer:
 
     def tensor(self, tensor: Tensor) -> None:
         """Write the values as they lie in memory."""
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = tensor.detach().cpu().reshape(-1)
+        if flat.stride(0) != 1:  # also of one entry, which torch calls contiguous whatever its stride
+            flat = flat.clone(memory_format=torch.contiguous_format)
         self._parts.append(flat.view(torch.uint8).numpy().tobytes())
 
     def raw(self, data: bytes) -> None:

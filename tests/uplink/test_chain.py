@@ -6,6 +6,7 @@ import torch
 from lightning_lbgm.uplink import (
     Chain,
     Coefficients,
+    Context,
     Decision,
     Dense,
     Encoded,
@@ -22,20 +23,21 @@ UPDATE = torch.tensor([4.0, -3.0, 0.5, 1.0])
 
 def test_an_empty_chain_sends_the_update_as_it_is():
     chain = as_chain([])
-    payload, decision = chain.encode(Dense(UPDATE, (1, 3)), chain.init())
+    payload, decision, reads, writes = chain.encode(Dense(UPDATE, (1, 3)), chain.init())
     assert torch.equal(payload.dense(), UPDATE)
     assert payload.sizes == (1, 3)
     assert payload.num_bits == 4 * 32
     assert decision is None
+    assert (reads, writes) == (False, False)
     assert torch.equal(chain.reconstruct(payload, chain.init()).dense(), UPDATE)
     assert torch.equal(chain.decode(payload, chain.init()).dense(), UPDATE)
 
 
 def test_stages_encode_in_order():
-    # TopK first: (4, -3, 0, 0), then the mean magnitude 7 / 4 with the signs (+, -, +, +).
+    # TopK first: 4 and -3 are kept, and their mean magnitude 7 / 2 with the signs (+, -) is sent.
     # SignSGD first: mean magnitude 8.5 / 4 on all, then the sparsifier sends 2 of them.
     first = as_chain([TopK(0.5), SignSGD()])
-    assert first.encode(Dense(UPDATE), first.init()).payload.dense().tolist() == [1.75, -1.75, 1.75, 1.75]
+    assert first.encode(Dense(UPDATE), first.init()).payload.dense().tolist() == [3.5, -3.5, 0.0, 0.0]
     second = as_chain([SignSGD(), TopK(0.5)])
     payload = second.encode(Dense(UPDATE), second.init()).payload
     assert sorted(payload.dense().abs().tolist()) == [0.0, 0.0, 2.125, 2.125]
@@ -46,10 +48,11 @@ def test_look_back_tests_the_compressed_update():
     chain = as_chain([TopK(0.25), LookBack(0.1)])
     state = chain.init()
     chain.encode(Dense(torch.tensor([2.0, 1.0, 1.0, 1.0])), state)
-    payload, decision = chain.encode(Dense(torch.tensor([6.0, -3.0, -3.0, -3.0])), state)
+    payload, decision, reads, writes = chain.encode(Dense(torch.tensor([6.0, -3.0, -3.0, -3.0])), state)
     assert isinstance(payload, Coefficients)
     assert decision.recycled == (True,)
     assert decision.coefficients == (3.0,)
+    assert (reads, writes) == (True, False)
     assert chain.reconstruct(payload, state).dense().tolist() == [6.0, 0.0, 0.0, 0.0]
 
 
@@ -62,13 +65,38 @@ def test_the_decision_of_a_look_back_inside_error_feedback_reaches_the_outside()
 
 def test_what_a_stage_before_the_last_decided_is_kept():
     class Deciding(Stage):
-        def encode(self, update, state):
+        def encode(self, update, state, context):
             return Encoded(update, Decision((False,), (0.5,), (float("nan"),)))
 
     chain = as_chain([Deciding(), TopK(0.5)])
-    payload, decision = chain.encode(Dense(UPDATE), chain.init())
+    payload, decision, _, _ = chain.encode(Dense(UPDATE), chain.init())
     assert decision.errors == (0.5,)
-    assert payload.num_bits == 2 * 64
+    assert payload.num_bits == 8 * (4 + 1) + 2 * 32  # framing, a byte of indices, two values
+
+
+def test_each_stage_draws_from_a_seed_of_its_own_that_follows_from_run_round_and_client():
+    class Drawing(Stage):
+        def init(self):
+            return {"seeds": []}
+
+        def encode(self, update, state, context):
+            state["seeds"].append(context.draw_seed())
+            return Encoded(update)
+
+    chain = as_chain([Drawing(), ErrorFeedback([Drawing(), Drawing()]), Drawing()])
+
+    def seeds(*context):
+        states = chain.init()
+        chain.encode(Dense(UPDATE), states, Context(*context))
+        first, second, third = states["stages"]
+        return [state["seeds"][0] for state in (first, *second["stage"]["stages"], third)]
+
+    drawn = seeds(3, {}, 0, (7,))
+    assert drawn == seeds(3, {}, 0, (7,))
+    others = [seeds(4, {}, 0, (7,)), seeds(3, {}, 1, (7,)), seeds(3, {}, 0, (8,))]
+    everything = sum(others, drawn)
+    assert len(set(everything)) == len(everything) == 16
+    assert seeds(3) != seeds(3)  # without the run's seed: torch's global generator
 
 
 def test_a_chain_of_compressors_makes_no_decision():

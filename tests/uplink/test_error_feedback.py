@@ -74,9 +74,10 @@ def test_around_look_back_the_residual_is_what_the_lbg_cannot_express():
         ([0.0, 1.0], False, [0.0, 0.0]),
     ]
     for update, recycled, residual in expected:
-        payload, decision = stage.encode(Dense(torch.tensor(update)), state)
+        payload, decision, reads, writes = stage.encode(Dense(torch.tensor(update)), state)
         assert decision.recycled == (recycled,)
         assert isinstance(payload, Coefficients) == recycled
+        assert (reads, writes) == (recycled, not recycled)
         assert state["residual"].tolist() == residual
     assert payload.dense().tolist() == [0.0, 2.0]  # with what was kept back
 
@@ -91,7 +92,7 @@ def test_the_residual_of_a_recycled_update_is_orthogonal_to_the_lbg_and_as_long_
         decision = stage.encode(Dense(update), state).decision
         residual, p = state["residual"], update + previous
         if decision.recycled[0]:
-            lbg = Payload.from_state(state["stage"]["stages"][0]["lbgs"][0]["payload"]).dense()
+            lbg = Payload.from_state(state["stage"]["stages"][0]["lbgs"][0]["payloads"][0]).dense()
             assert float(residual @ lbg) == pytest.approx(0.0, abs=1e-9 * float(p.norm() * lbg.norm()))
             # |p - proj p|^2 = sin^2(alpha) |p|^2
             assert float(residual @ residual) == pytest.approx(decision.errors[0] * float(p @ p), rel=1e-9)
@@ -116,13 +117,16 @@ def test_the_callers_buffer_is_neither_written_to_nor_kept(name):
         assert torch.equal(state["residual"], other_state["residual"])
 
 
-def test_error_feedback_sends_no_bit_more_than_what_it_wraps():
+def test_error_feedback_sends_what_it_wraps_makes_of_the_sum_and_not_a_byte_more():
     for name in ("topk", "sign"):
         plain, wrapped = WRAPPED[name](), ErrorFeedback(WRAPPED[name]())
-        state = wrapped.init()
-        for update in random_updates(0, 3):
-            bits = plain.encode(Dense(update, SIZES), {}).payload.num_bits
-            assert wrapped.encode(Dense(update, SIZES), state).payload.num_bits == bits
+        state, residual = wrapped.init(), torch.zeros(sum(SIZES), dtype=torch.float64)
+        for update in random_updates(0, 5):
+            expected = plain.encode(Dense(update + residual, SIZES), {}).payload
+            payload = wrapped.encode(Dense(update, SIZES), state).payload
+            assert payload.to_bytes() == expected.to_bytes()
+            assert payload.num_bits == expected.num_bits
+            residual = update + residual - expected.dense()
 
 
 def test_a_new_client_has_no_residual_and_its_own_state():
@@ -131,7 +135,7 @@ def test_a_new_client_has_no_residual_and_its_own_state():
     assert one["residual"] is None
     stage.encode(Dense(torch.ones(3)), one)
     assert other["residual"] is None
-    assert other["stage"] == {"stages": [{"lbgs": {}}]}
+    assert other["stage"] == {"stages": [{"lbgs": {}, "ages": {}}]}
 
 
 def test_only_what_wraps_a_terminal_stage_is_terminal():

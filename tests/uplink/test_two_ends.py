@@ -1,4 +1,4 @@
-"""The client's end and the server's end held apart: only the payload's bytes cross, and both stay in step."""
+"""The client's end and the server's end held apart: only the message's bytes cross, and both stay in step."""
 
 import io
 
@@ -8,9 +8,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import Dense, ErrorFeedback, LookBack, Payload, SignSGD, TopK, as_chain
+from lightning_lbgm.uplink import (
+    ATOMO,
+    HEADER_BYTES,
+    QSGD,
+    Cast,
+    Context,
+    Dense,
+    ErrorFeedback,
+    LayerRecycling,
+    Layout,
+    LookBack,
+    LowRank,
+    Message,
+    PowerSGD,
+    RandK,
+    RoundResult,
+    SignSGD,
+    TargetSavings,
+    TopK,
+    as_chain,
+)
 
-SIZES = (7, 3, 1, 12)  # 23 entries: no whole number of bytes of signs
+# 37 entries: no whole number of bytes of signs. Rank 1 makes factors of the first tensor, 10 for 21 numbers, and of the
+# last one, taken as (2, 6), 8 for 12.
+LAYOUT = Layout([(7, 3), 3, 1, (2, 2, 3)])
+SIZE, SIZES = 37, (21, 3, 1, 12)
+CLIENT = 5
 COMPRESSORS = {
     "all": [],
     "topk": [TopK(0.3)],
@@ -18,6 +42,29 @@ COMPRESSORS = {
     "topk, sign": [TopK(0.5), SignSGD()],
     "ef(topk)": [ErrorFeedback(TopK(0.2))],
     "ef(sign)": [ErrorFeedback(SignSGD())],
+    "ef(topk, sign)": [ErrorFeedback([TopK(0.3), SignSGD()])],
+    "atomo": [ATOMO(1)],
+    "atomo, unbiased": [ATOMO(1, "unbiased")],
+    "powersgd": [PowerSGD(1)],
+    "qsgd": [QSGD(4, bucket_size=8)],
+    "randk": [RandK(0.3)],
+    "cast": [Cast()],
+    "ef(atomo)": [ErrorFeedback(ATOMO(1))],
+    "ef(powersgd)": [ErrorFeedback(PowerSGD(1))],
+    "ef(qsgd)": [ErrorFeedback(QSGD(3, bucket_size=16))],
+    "ef(randk)": [ErrorFeedback(RandK(0.3, unbiased=False))],
+    "ef(cast)": [ErrorFeedback(Cast("float16"))],
+    "topk, qsgd": [TopK(0.4), QSGD(4)],
+    "topk, cast": [TopK(0.4), Cast()],
+    "randk, sign": [RandK(0.5), SignSGD()],
+    "randk, qsgd": [RandK(0.5), QSGD(4)],
+    "powersgd, cast": [PowerSGD(1), Cast()],
+    "atomo, qsgd": [ATOMO(1), QSGD(8)],
+    "atomo, sign": [ATOMO(1), SignSGD()],
+    "atomo, topk": [ATOMO(1), TopK(0.3)],
+    "layer recycling": [LayerRecycling(2)],
+    "topk, layer recycling": [TopK(0.5), LayerRecycling(1)],
+    "ef(layer recycling)": [ErrorFeedback(LayerRecycling(2))],
 }
 LOOKING_BACK = {
     "lookback": [LookBack(0.4)],
@@ -32,6 +79,31 @@ LOOKING_BACK = {
     "ef(topk), lookback": [ErrorFeedback(TopK(0.4)), LookBack(0.8)],
     "topk, ef(lookback)": [TopK(0.4), ErrorFeedback(LookBack(0.7))],
     "ef(ef(lookback))": [ErrorFeedback(ErrorFeedback(LookBack(0.5)))],
+    "rank 3": [LookBack(0.3, rank=3)],
+    "rank 3 by layer": [LookBack(0.3, "layer", rank=3)],
+    "max_age": [LookBack(0.6, max_age=2)],
+    "rank 3 by layer, max_age": [LookBack(0.5, "layer", rank=3, max_age=3)],
+    "function of the round": [LookBack(lambda round_index: 0.1 if round_index % 5 < 2 else 0.9)],
+    "target": [LookBack(TargetSavings(0.6))],
+    "target by layer": [LookBack(TargetSavings(0.5), "layer", rank=2)],
+    "ef(topk, target)": [ErrorFeedback([TopK(0.4), LookBack(TargetSavings(0.8), rank=3)])],
+    "atomo, lookback": [ATOMO(1), LookBack(0.5)],
+    "atomo, rank 3 by layer": [ATOMO(1), LookBack(0.4, "layer", rank=3)],
+    "unbiased atomo, lookback": [ATOMO(1, "unbiased"), LookBack(0.75)],
+    "powersgd, lookback": [PowerSGD(1), LookBack(0.5)],
+    "powersgd, lookback by layer": [PowerSGD(1), LookBack(0.5, "layer")],
+    "qsgd, lookback": [QSGD(4, bucket_size=8), LookBack(0.5)],
+    "qsgd, rank 3 by layer": [QSGD(4, bucket_size=8), LookBack(0.4, "layer", rank=3)],
+    "randk, lookback": [RandK(0.8), LookBack(0.7)],
+    "randk, lookback by layer": [RandK(0.8), LookBack(0.7, "layer")],
+    "cast, lookback": [Cast(), LookBack(0.4)],
+    "cast, lookback by layer": [Cast(), LookBack(0.4, "layer")],
+    "topk, cast, lookback": [TopK(0.4), Cast(), LookBack(0.6)],
+    "topk, qsgd, lookback by layer": [TopK(0.4), QSGD(4), LookBack(0.6, "layer")],
+    "topk, sign, rank 3": [TopK(0.5), SignSGD(), LookBack(0.5, rank=3)],
+    "atomo, cast, rank 3": [ATOMO(1), Cast(), LookBack(0.4, rank=3)],
+    "ef(powersgd, lookback by layer)": [ErrorFeedback([PowerSGD(1), LookBack(0.5, "layer")])],
+    "ef(atomo, qsgd, rank 3)": [ErrorFeedback([ATOMO(1), QSGD(6), LookBack(0.5, rank=3)])],
 }
 UPLINKS = {**COMPRESSORS, **LOOKING_BACK}
 
@@ -41,8 +113,8 @@ def updates(seed, rounds, dtype=torch.float32):
     rng = np.random.default_rng(seed)
     for index in range(rounds):
         if index % 5 == 0:
-            direction = rng.normal(size=sum(SIZES))
-        values = direction + rng.uniform(0, 0.5) * rng.normal(size=sum(SIZES))
+            direction = rng.normal(size=SIZE)
+        values = direction + rng.uniform(0, 0.5) * rng.normal(size=SIZE)
         if index % 7 == 3:
             values[: SIZES[0]] = 0.0
         if index % 11 == 6:
@@ -91,103 +163,184 @@ def look_back_gradients(state):
     return here + [found for item in state.values() for found in look_back_gradients(item)]
 
 
-def copied(value):
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [copied(item) for item in value]
-    return value.clone() if isinstance(value, torch.Tensor) else value
+def assert_same_lbgs(one, other):
+    """The same LBGs bit for bit; and their inner products up to round-off, which alone depends on where vectors lie."""
+    ones, others = look_back_gradients(one), look_back_gradients(other)
+    assert len(ones) == len(others)
+    for tests, other_tests in zip(ones, others):
+        assert tests.keys() == other_tests.keys()
+        for index, basis in tests.items():
+            assert_same(basis["payloads"], other_tests[index]["payloads"])
+            gram = np.array(basis["gram"])
+            assert gram.shape == 2 * (len(basis["payloads"]),)
+            np.testing.assert_allclose(other_tests[index]["gram"], gram, rtol=1e-5, atol=1e-5 * gram.max())
 
 
 def wire(payload):
-    """What the server receives: the same content, no shared memory."""
-    return Payload.from_state(copied(payload.to_state()))
+    """What the server receives: the bytes of a message, read beside the layout that both ends know."""
+    data = Message(CLIENT, payload).to_bytes()
+    assert len(data) == HEADER_BYTES + payload.num_bits // 8
+    return Message.from_bytes(data, LAYOUT).payload
+
+
+class Run:
+    """What both ends know of the rounds besides the messages: one client's, and the server's between them."""
+
+    def __init__(self, chain, shared=None, round_index=0):
+        self.chain, self.round_index = chain, round_index
+        self.shared = chain.init_shared() if shared is None else shared
+
+    def context(self, client=CLIENT):
+        return Context(self.round_index, self.shared, seed=0, path=(client,))
+
+    def end_round(self, encoded, decoded):
+        """Let the server learn from the round, as after one with this client alone."""
+        bits, dense = (encoded.payload.num_bits,), (32 * SIZE,)
+        params = torch.linspace(1, 2, SIZE, dtype=decoded.dtype)
+        result = RoundResult(LAYOUT, params, decoded, bits, dense, (encoded.decision,))
+        self.chain.end_round(self.shared, result, self.context(-1))
+        self.round_index += 1
 
 
 @pytest.mark.parametrize("name", UPLINKS)
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=3)
+@settings(deadline=None, max_examples=2)
 def test_the_servers_decoding_equals_the_clients_reconstruction(name, seed):
     chain = as_chain(UPLINKS[name])
-    client, server = chain.init(), chain.init()
+    client, server, run = chain.init(), chain.init(), Run(chain)
     for values in updates(seed, 22):
-        payload, _ = chain.encode(Dense(values, SIZES), client)
-        received = chain.decode(wire(payload), server)
-        assert received.sizes == SIZES
-        assert torch.equal(received.dense(), chain.reconstruct(payload, client).dense())
-        assert_same(look_back_gradients(client), look_back_gradients(server))
+        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
+        received = chain.decode(wire(encoded.payload), server, run.context())
+        assert received.layout == LAYOUT
+        decoded = received.dense()
+        assert torch.equal(decoded, chain.reconstruct(encoded.payload, client, run.context()).dense())
+        assert_same_lbgs(client, server)
+        run.end_round(encoded, decoded)
 
 
 @pytest.mark.parametrize("name", LOOKING_BACK)
 def test_the_runs_above_both_recycle_and_refresh(name):
     chain = as_chain(UPLINKS[name])
-    state = chain.init()
-    recycled = [
-        flag
-        for values in updates(0, 22)
-        for flag in chain.encode(Dense(values, SIZES), state).decision.recycled  # the first is always refreshed
-    ]
+    state, run = chain.init(), Run(chain)
+    recycled = []
+    for values in updates(0, 22):
+        encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
+        recycled += encoded.decision.recycled  # the first is always refreshed
+        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
     assert len(look_back_gradients(state)) == 1
     assert recycled.count(True) >= 3
     assert recycled.count(False) >= 3
 
 
-@pytest.mark.parametrize("name", UPLINKS)
-def test_the_payload_holds_all_that_crosses_and_its_bits_count_it(name):
+@pytest.mark.parametrize("name", [name for name in UPLINKS if "atomo" in name or "powersgd" in name])
+def test_the_runs_above_send_factors_of_matrices(name):
     chain = as_chain(UPLINKS[name])
-    state = chain.init()
+    state, run = chain.init(), Run(chain)
+    encoded = chain.encode(Dense(next(updates(0, 1)), LAYOUT), state, run.context())
+    if name == "atomo, topk":
+        assert not hasattr(encoded.payload, "parts")  # the sparsifier decodes
+    elif name == "atomo, sign":
+        assert [type(part).__name__ for part in encoded.payload.parts] == 4 * ["Signs"]  # signs are of entries
+    else:
+        assert [isinstance(part, LowRank) for part in encoded.payload.parts] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("name", [name for name in UPLINKS if "layer recycling" in name])
+def test_the_runs_above_leave_layers_out(name):
+    chain = as_chain(UPLINKS[name])
+    state, run = chain.init(), Run(chain)
+    omitted = []
+    for values in updates(0, 5):
+        encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
+        omitted.append(sum(type(part).__name__ == "Omitted" for part in getattr(encoded.payload, "parts", [])))
+        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
+    number = 1 if name.startswith("topk") else 2
+    assert omitted == [0] + 4 * [number]
+
+
+@pytest.mark.parametrize("name", UPLINKS)
+def test_the_message_holds_all_that_crosses_and_its_bits_count_it(name):
+    # A server of its own process: another chain of the same settings, and nothing of the client's but the bytes.
+    chain = as_chain(UPLINKS[name])
+    client, server, run = chain.init(), chain.init(), Run(chain)
     for values in updates(1, 12):
-        payload = chain.encode(Dense(values, SIZES), state).payload
-        tensors = [leaf for _, leaf in leaves(payload.to_state()) if isinstance(leaf, torch.Tensor)]
-        assert payload.num_bits == 8 * sum(len(tensor.numpy().tobytes()) for tensor in tensors)
+        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
+        body = encoded.payload.to_bytes()
+        assert encoded.payload.num_bits == 8 * len(body)
+        data = Message(CLIENT, encoded.payload).to_bytes()
+        assert len(data) == HEADER_BYTES + len(body)
+        assert data.endswith(body)
+        received = Message.from_bytes(data, LAYOUT)
+        assert received.to_bytes() == data
+        assert received.num_bits == encoded.payload.num_bits
+        run.end_round(encoded, chain.decode(received.payload, server, run.context()).dense())
 
 
 @pytest.mark.parametrize("name", UPLINKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_everything_decodes_in_the_updates_dtype(name, dtype):
     chain = as_chain(UPLINKS[name])
-    client, server = chain.init(), chain.init()
+    client, server, run = chain.init(), chain.init(), Run(chain)
     for values in updates(2, 12, dtype):
-        decoded = chain.decode(wire(chain.encode(Dense(values, SIZES), client).payload), server).dense()
+        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
+        decoded = chain.decode(wire(encoded.payload), server, run.context()).dense()
         assert decoded.dtype == dtype
         assert decoded.shape == values.shape
+        run.end_round(encoded, decoded)
 
 
 @pytest.mark.parametrize("name", UPLINKS)
 def test_a_reused_buffer_gives_the_same_as_fresh_ones_and_is_not_written_to(name):
     chain = as_chain(UPLINKS[name])
-    fresh, reusing = chain.init(), chain.init()
-    buffer = torch.empty(sum(SIZES))
+    fresh, reusing, run = chain.init(), chain.init(), Run(chain)
+    buffer = torch.empty(SIZE)
     for values in updates(3, 22):
         buffer.copy_(values)
-        reused = chain.encode(Dense(buffer, SIZES), reusing).payload
+        reused = chain.encode(Dense(buffer, LAYOUT), reusing, run.context()).payload
         assert torch.equal(buffer, values)
-        seen = chain.reconstruct(reused, reusing).dense().clone()
+        seen = chain.reconstruct(reused, reusing, run.context()).dense().clone()
         buffer.fill_(float("nan"))
-        expected = chain.encode(Dense(values.clone(), SIZES), fresh).payload
-        assert torch.equal(seen, chain.reconstruct(expected, fresh).dense())
+        encoded = chain.encode(Dense(values.clone(), LAYOUT), fresh, run.context())
+        assert torch.equal(seen, chain.reconstruct(encoded.payload, fresh, run.context()).dense())
         assert_same(reusing, fresh)
+        run.end_round(encoded, seen)
 
 
 @pytest.mark.parametrize("name", UPLINKS)
 def test_decoding_does_not_keep_the_received_tensors(name):
     chain = as_chain(UPLINKS[name])
-    client, server = chain.init(), chain.init()
+    client, server, run = chain.init(), chain.init(), Run(chain)
     for values in updates(4, 12):
-        received = wire(chain.encode(Dense(values, SIZES), client).payload)
-        chain.decode(received, server)
+        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
+        received = wire(encoded.payload)
+        decoded = chain.decode(received, server, run.context()).dense().clone()
         for tensor in received.tensors():
             tensor.fill_(1)
-        assert_same(look_back_gradients(client), look_back_gradients(server))
+        assert_same_lbgs(client, server)
+        run.end_round(encoded, decoded)
+
+
+@pytest.mark.parametrize("name", UPLINKS)
+def test_encoding_does_not_keep_the_tensors_that_are_sent(name):
+    chain = as_chain(UPLINKS[name])
+    one, other, run = chain.init(), chain.init(), Run(chain)
+    for values in updates(4, 12):
+        expected = chain.encode(Dense(values, LAYOUT), other, run.context())
+        encoded = chain.encode(Dense(values.clone(), LAYOUT), one, run.context())
+        for tensor in encoded.payload.tensors():
+            tensor.fill_(1)
+        assert_same(one, other)
+        run.end_round(expected, chain.reconstruct(expected.payload, other, run.context()).dense())
 
 
 @pytest.mark.parametrize("name", UPLINKS)
 def test_states_are_built_ins_and_tensors_without_spare_storage(name):
     chain = as_chain(UPLINKS[name])
-    client, server = chain.init(), chain.init()
+    client, server, run = chain.init(), chain.init(), Run(chain)
     for values in updates(5, 8):
-        chain.decode(chain.encode(Dense(values, SIZES), client).payload, server)
-        for path, leaf in [*leaves(client), *leaves(server)]:
+        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
+        run.end_round(encoded, chain.decode(encoded.payload, server, run.context()).dense())
+        for path, leaf in [*leaves(client), *leaves(server), *leaves(run.shared)]:
             assert all(type(key) in (str, int) for key in path)
             assert type(leaf) in (torch.Tensor, str, int, float, bool, type(None)), path
             if isinstance(leaf, torch.Tensor):
@@ -195,22 +348,28 @@ def test_states_are_built_ins_and_tensors_without_spare_storage(name):
 
 
 @pytest.mark.parametrize("name", UPLINKS)
-@pytest.mark.parametrize("interrupted_after", [0, 1, 9])
+@pytest.mark.parametrize("interrupted_after", [0, 1, 8])
 def test_states_survive_a_file_and_continue_bit_for_bit(name, interrupted_after):
     chain = as_chain(UPLINKS[name])
-    client, server = chain.init(), chain.init()
-    rounds = list(updates(6, 20))
+    client, server, run = chain.init(), chain.init(), Run(chain)
+    rounds = list(updates(6, 13))
     for values in rounds[:interrupted_after]:
-        chain.decode(wire(chain.encode(Dense(values, SIZES), client).payload), server)
-    saved_client, saved_server = through_a_file(client), through_a_file(server)
+        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
+        run.end_round(encoded, chain.decode(wire(encoded.payload), server, run.context()).dense())
+    saved_client, saved_server, saved_shared = map(through_a_file, (client, server, run.shared))
     assert_same(saved_client, client)
     assert_same(saved_server, server)
+    assert_same(saved_shared, run.shared)
+    saved = Run(chain, saved_shared, run.round_index)
     for values in rounds[interrupted_after:]:
-        one = chain.encode(Dense(values, SIZES), client)
-        other = chain.encode(Dense(values, SIZES), saved_client)
+        one = chain.encode(Dense(values, LAYOUT), client, run.context())
+        other = chain.encode(Dense(values, LAYOUT), saved_client, saved.context())
         assert repr(one.decision) == repr(other.decision)  # NaN where refreshed
-        assert_same(one.payload.to_state(), other.payload.to_state())
-        decoded = chain.decode(wire(one.payload), server).dense()
-        assert torch.equal(decoded, chain.decode(wire(other.payload), saved_server).dense())
+        assert one.payload.to_bytes() == other.payload.to_bytes()
+        decoded = chain.decode(wire(one.payload), server, run.context()).dense()
+        assert torch.equal(decoded, chain.decode(wire(other.payload), saved_server, saved.context()).dense())
+        run.end_round(one, decoded)
+        saved.end_round(other, decoded)
     assert_same(saved_client, client)
     assert_same(saved_server, server)
+    assert_same(saved_shared, run.shared)

@@ -1,0 +1,431 @@
+"""Fewer bits a value and random entries: exact levels, true means, sizes by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_lbgm.uplink import (
+    ATOMO,
+    QSGD,
+    Blocks,
+    Cast,
+    Coefficients,
+    Context,
+    Dense,
+    ErrorFeedback,
+    LookBack,
+    PowerSGD,
+    Quantized,
+    RandK,
+    Rounded,
+    Sparse,
+    TopK,
+    as_chain,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def encode(stages, values, context=None, layout=None):
+    chain = as_chain(stages)
+    arguments = () if context is None else (context,)
+    return chain.encode(Dense(values, layout), chain.init(), *arguments).payload
+
+
+def drawn(stages, values, draws, seed=0):
+    """Decoded updates of that many independent draws, shape (draws, M)."""
+    return torch.stack([encode(stages, values, Context(index, seed=seed)).dense().double() for index in range(draws)])
+
+
+def assert_mean(samples, expected, variance):
+    """The mean over the rows is the expected one within five standard errors, entry by entry."""
+    error = (samples.mean(0) - expected.double()).abs()
+    assert bool((error <= 5 * (variance / len(samples)).sqrt() + 1e-6 * expected.double().abs()).all())
+
+
+def steps_of(values, bits, bucket_size):
+    """Distance between the levels around each entry."""
+    values = values.double()
+    scales = [bucket.abs().max().repeat(len(bucket)) for bucket in values.split(bucket_size)]
+    return torch.cat(scales) / (2 ** (bits - 1) - 1)
+
+
+# QSGD
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("bits", "bucket_size", "size"), [(2, 7, 20), (3, 512, 20), (4, 1, 6), (4, 5, 21), (8, 16, 33)]
+)
+def test_the_mean_of_qsgd_is_the_update(bits, bucket_size, size, dtype):
+    values = torch.tensor(np.random.default_rng(bits).normal(size=size), dtype=dtype)
+    steps = steps_of(values, bits, bucket_size)
+    # An entry between two levels goes up with the probability of its fraction: a Bernoulli variable times the step.
+    fraction = (values.double() / steps) % 1
+    samples = drawn([QSGD(bits, bucket_size)], values, 1500)
+    variance = fraction * (1 - fraction) * steps**2
+    assert_mean(samples, values, variance)
+    # The variance is what rounding at random must have, no less: nothing is rounded to the nearest.
+    if bucket_size > 1:
+        assert float(samples.var(0).sum()) == pytest.approx(float(variance.sum()), rel=0.1)
+
+
+@given(size=st.integers(1, 60), bits=st.integers(2, 8), bucket_size=st.integers(1, 70), seed=seeds, draw=seeds)
+@settings(deadline=None, max_examples=80)
+def test_qsgd_decodes_to_multiples_of_a_step_next_to_the_entry(size, bits, bucket_size, seed, draw):
+    values = torch.tensor(np.random.default_rng(seed).normal(size=size), dtype=torch.float32)
+    payload = encode([QSGD(bits, bucket_size)], values, Context(seed=draw))
+    assert isinstance(payload, Quantized)
+    steps = steps_of(values, bits, bucket_size)
+    decoded = payload.dense()
+    assert decoded.dtype == torch.float32
+    levels = decoded.double() / steps
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert bool((levels.abs().round() <= 2 ** (bits - 1) - 1).all())
+    below = (values.double() / steps - 1e-4).floor()
+    above = (values.double() / steps + 1e-4).ceil()
+    assert bool(((below <= levels.round()) & (levels.round() <= above)).all())
+
+
+@given(size=st.integers(1, 3000), bits=st.integers(2, 8), bucket_size=st.integers(1, 600), double=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_qsgd_has_the_bits_of_its_formula(size, bits, bucket_size, double):
+    values = torch.ones(size, dtype=torch.float64 if double else torch.float32)
+    buckets = math.ceil(size / bucket_size)
+    # A byte for the bits, the bucket size at seven bits a byte (buckets are no larger than the update), a byte for the
+    # phase; then a scale a bucket, and the codes.
+    framing = 1 + (1 if min(bucket_size, size) < 128 else 2) + 1
+    expected = 8 * framing + (64 if double else 32) * buckets + 8 * math.ceil(size * bits / 8)
+    assert encode([QSGD(bits, bucket_size)], values).num_bits == expected
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_entries_on_a_level_are_not_rounded(bits):
+    top = 2 ** (bits - 1) - 1
+    levels = torch.arange(-top, top + 1).float()
+    for index in range(20):
+        assert encode([QSGD(bits)], levels, Context(index, seed=0)).dense().tolist() == levels.tolist()
+
+
+def test_buckets_of_zeros_stay_zero_and_do_not_touch_their_neighbours():
+    values = torch.tensor([0.0, 0.0, 0.0, 4.0, -4.0, 0.0, 0.0])
+    for index in range(20):
+        assert encode([QSGD(4, 3)], values, Context(index, seed=0)).dense().tolist() == values.tolist()
+    assert encode([QSGD(3)], torch.zeros(5)).dense().tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1.0, 1e30, 1e38])
+def test_huge_and_tiny_updates_are_quantized_as_well(scale, bits):
+    values = torch.tensor([3.0, -1.0, 0.5, -2.9]) * scale
+    decoded = drawn([QSGD(bits)], values, 200)
+    assert bool(torch.isfinite(decoded.float()).all())
+    top = 2 ** (bits - 1) - 1
+    assert float((decoded - values.double()).abs().max()) <= 3.0 * scale / top * 1.0001
+    assert decoded[:, 0].tolist() == pytest.approx([float(values[0])] * 200, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_largest_number_of_the_dtype_stays_finite(bits):
+    largest = torch.finfo(torch.float32).max
+    decoded = encode([QSGD(bits)], torch.tensor([largest, -largest])).dense()
+    assert decoded.tolist() == pytest.approx([largest, -largest], rel=1e-6)
+
+
+def test_qsgd_draws_alike_for_the_same_round_and_client_alone():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+
+    def decoded(**settings):
+        return encode([QSGD(3)], values, Context(**settings)).dense()
+
+    first = decoded(round_index=4, seed=1, path=(2,))
+    assert torch.equal(first, decoded(round_index=4, seed=1, path=(2,)))
+    others = [
+        decoded(round_index=5, seed=1, path=(2,)),
+        decoded(round_index=4, seed=2, path=(2,)),
+        decoded(round_index=4, seed=1, path=(3,)),
+    ]
+    for other in others:
+        assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("stages", [[QSGD(3)], [RandK(0.3)]], ids=repr)
+def test_without_a_context_each_call_draws_afresh_from_torchs_generator(stages):
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(3)
+    one, two = encode(stages, values).dense(), encode(stages, values).dense()
+    assert not torch.equal(one, two)
+    torch.manual_seed(3)
+    assert torch.equal(encode(stages, values).dense(), one)
+
+
+def test_two_stages_of_one_chain_do_not_draw_alike():
+    # Were both seeded alike, the entries kept by the second would all stem from the first's.
+    values = torch.arange(1.0, 101.0)
+    first = encode([RandK(0.5, unbiased=False)], values, Context(seed=0)).dense() != 0
+    both = encode([RandK(0.5, unbiased=False), RandK(0.5, unbiased=False)], values, Context(seed=0)).dense() != 0
+    assert int(both.sum()) < int(first.sum())
+
+
+@given(seed=seeds, bits=st.integers(2, 8), bucket_size=st.integers(1, 12))
+@settings(deadline=None, max_examples=40)
+def test_after_topk_only_what_is_kept_is_quantized(seed, bits, bucket_size):
+    values = torch.tensor(np.random.default_rng(seed).normal(size=40), dtype=torch.float32)
+    payload = encode([TopK(0.25), QSGD(bits, bucket_size)], values, Context(seed=seed))
+    kept = np.sort(np.argsort(-values.abs().numpy())[:10])
+    assert isinstance(payload, Sparse)
+    assert isinstance(payload.body, Quantized)
+    assert payload.indices.tolist() == kept.tolist()
+    steps = steps_of(values[kept], bits, bucket_size)
+    assert bool(((payload.dense()[kept] - values[kept]).abs() <= 1.001 * steps).all())
+    dropped = np.setdiff1d(np.arange(40), kept)
+    assert payload.dense()[dropped].tolist() == [0.0] * 30
+    # Ten codes, their scales and three bytes instead of ten floats.
+    plain = encode([TopK(0.25)], values).num_bits
+    saved = 10 * 32 - (8 * math.ceil(10 * bits / 8) + 32 * math.ceil(10 / bucket_size) + 24)
+    assert payload.num_bits == plain - saved
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1e2])
+def test_qsgd_after_a_factorization_errs_alike_at_any_scale(scale):
+    rng = np.random.default_rng(0)
+    values = torch.tensor(np.outer(rng.normal(size=20), rng.normal(size=16)).reshape(-1), dtype=torch.float32)
+
+    def mean_error(stage, factor):
+        errors = [
+            encode([stage, QSGD(6)], factor * values, Context(i, seed=0), [(20, 16)]).dense() / factor - values
+            for i in range(60)
+        ]
+        return float(torch.stack(errors).norm(dim=1).mean() / values.norm())
+
+    for stage in (ATOMO(1), PowerSGD(1)):
+        assert mean_error(stage, scale) == pytest.approx(mean_error(stage, 1.0), rel=0.5)
+
+
+def test_parts_of_a_quantized_update_decode_to_its_parts():
+    layout = [(3, 5), (4,), (), (2, 3)]
+    values = torch.randn(26, generator=torch.Generator().manual_seed(1))
+    for bits in (2, 5, 8):
+        for bucket_size in (1, 4, 7, 100):
+            payload = encode([QSGD(bits, bucket_size)], values, Context(seed=0), layout)
+            parts = payload.split()
+            assert [part.layout.shapes for part in parts] == [(shape,) for shape in layout]
+            assert torch.equal(torch.cat([part.dense() for part in parts]), payload.dense())
+            # Codes of 15, 4, 1 and 6 entries; a scale for each bucket that a part touches.
+            touched = [
+                len({i // min(bucket_size, 26) for i in r}) for r in (range(15), range(15, 19), [19], range(20, 26))
+            ]
+            for part, entries, scales in zip(parts, (15, 4, 1, 6), touched):
+                assert part.num_bits == 8 * 3 + 32 * scales + 8 * math.ceil(entries * bits / 8)
+
+
+@pytest.mark.parametrize("stages", [[QSGD(3)], [Cast()]], ids=repr)
+def test_after_topk_a_look_back_by_layer_still_sends_few_bits_a_value(stages):
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(1))
+    layout = [(40, 50), (2000,)]
+    plain = encode([TopK(0.1), *stages], values, layout=layout).num_bits
+    by_layer = encode([TopK(0.1), *stages, LookBack(0.5, "layer")], values, layout=layout).num_bits
+    assert by_layer < 1.2 * plain
+
+
+@pytest.mark.parametrize(("bits", "error"), [(1, ValueError), (9, ValueError), (4.0, TypeError), (True, TypeError)])
+def test_bits_out_of_range_are_refused(bits, error):
+    with pytest.raises(error, match=rf"QSGD\(bits=.*{bits!r}"):
+        QSGD(bits)
+
+
+@pytest.mark.parametrize(("bucket_size", "error"), [(0, ValueError), (-3, ValueError), ("many", TypeError)])
+def test_bucket_sizes_out_of_range_are_refused(bucket_size, error):
+    with pytest.raises(error, match=rf"QSGD\(bucket_size=.*{bucket_size!r}"):
+        QSGD(bucket_size=bucket_size)
+
+
+# Cast
+
+
+@given(name=st.sampled_from(list(FORMATS)), size=st.integers(1, 50), seed=seeds, double=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_cast_rounds_as_torch_does_and_decodes_in_the_updates_dtype(name, size, seed, double):
+    dtype = torch.float64 if double else torch.float32
+    values = torch.tensor(np.random.default_rng(seed).normal(size=size) * 100, dtype=dtype)
+    payload = encode([Cast(FORMATS[name])], values)
+    assert payload.dtype == payload.dense().dtype == dtype
+    assert torch.equal(payload.dense(), values.to(FORMATS[name]).to(dtype))
+    if name == "float32" and not double:
+        assert isinstance(payload, Dense)  # nothing to take away
+        assert payload.num_bits == 32 * size
+    else:
+        assert payload.num_bits == 8 + (32 if name == "float32" else 16) * size
+    assert encode([Cast(name)], values).to_state().keys() == payload.to_state().keys()
+    assert torch.equal(encode([Cast(f"torch.{name}")], values).dense(), payload.dense())
+
+
+def test_cast_clamps_to_the_range_of_the_format():
+    values = torch.tensor([1e38, -1e38, 65504.0, 65519.0, 65521.0, -70000.0, 1e-10])
+    assert encode([Cast("float16")], values).dense().tolist() == [65504, -65504, 65504, 65504, 65504, -65504, 0]
+    largest = torch.finfo(torch.float32).max
+    decoded = encode([Cast("bfloat16")], torch.tensor([largest, -largest])).dense()
+    expected = (2 - 2**-7) * 2.0**127  # eight bits of precision
+    assert decoded.tolist() == [expected, -expected]
+    decoded = encode([Cast("float32")], torch.tensor([1e300, -1e300, 0.1], dtype=torch.float64)).dense()
+    assert decoded.tolist() == [largest, -largest, float(np.float32(0.1))]
+
+
+def test_cast_after_topk_rounds_what_is_kept():
+    values = torch.tensor([0.1, -3.001, 0.2, 5.003])
+    payload = encode([TopK(0.5), Cast("bfloat16")], values)
+    assert isinstance(payload.body, Rounded)
+    assert payload.dense().tolist() == [
+        0.0,
+        float(torch.tensor(-3.001).bfloat16()),
+        0.0,
+        float(torch.tensor(5.003).bfloat16()),
+    ]
+    # Two values of 16 bits and a byte for the format, instead of 64 bits.
+    assert payload.num_bits == encode([TopK(0.5)], values).num_bits - 64 + 32 + 8
+
+
+@given(seed=seeds)
+@settings(deadline=None, max_examples=20)
+def test_a_look_back_after_cast_keeps_half_the_memory_and_sends_coefficients_of_32_bits(seed):
+    values = torch.tensor(np.random.default_rng(seed).normal(size=100), dtype=torch.float32)
+    chain = as_chain([Cast(), LookBack(0.1)])
+    client, server = chain.init(), chain.init()
+    chain.decode(chain.encode(Dense(values), client).payload, server)
+    for state in (client, server):
+        kept = state["stages"][1]["lbgs"][0]["payloads"][0]["values"]
+        assert kept.dtype == torch.bfloat16
+        assert kept.untyped_storage().nbytes() == 200
+    second = chain.encode(Dense(3 * values), client).payload
+    assert isinstance(second, Coefficients)
+    assert second.num_bits == 32
+    # <g, l> / |l|^2 with g = the rounded 3 v and l = the rounded v; 3 is exact up to the rounding of bfloat16.
+    update, lbg = (3 * values).bfloat16().double(), values.bfloat16().double()
+    assert second.values.tolist() == pytest.approx([float(update @ lbg / (lbg @ lbg))], rel=1e-6)
+    assert chain.decode(second, server).dense().tolist() == pytest.approx((3 * values).tolist(), rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", "nothing", torch.float64, torch.int32, 16, None, "finfo"])
+def test_formats_that_are_none_are_refused_by_name_and_value(dtype):
+    with pytest.raises(ValueError, match=rf"Cast\(dtype=.*{dtype!r}"):
+        Cast(dtype)
+
+
+def test_cast_names_its_format():
+    assert repr(Cast("float16")) == repr(Cast(torch.float16)) == "Cast(dtype=torch.float16)"
+
+
+# RandK
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("fraction", "size", "k"), [(0.1, 31, 3), (0.5, 9, 4), (0.9, 10, 9), (0.01, 7, 1), (1.0, 6, 6)]
+)
+def test_the_mean_of_randk_is_the_update(fraction, size, k, dtype):
+    values = torch.tensor(np.random.default_rng(k).normal(size=size), dtype=dtype)
+    samples = drawn([RandK(fraction)], values, 2500)
+    assert (samples != 0).sum(1).tolist() == [k] * 2500
+    # An entry is kept with probability p = k / M, and then is v / p: the variance is v^2 (1 - p) / p.
+    share = k / size
+    assert_mean(samples, values, values.double() ** 2 * (1 - share) / share)
+    assert bool((((samples * share - values.double()).abs() < 1e-6) | (samples == 0)).all())
+
+
+def test_randk_draws_pairs_without_replacement():
+    # Each of the 10 pairs of 5 entries has probability 1 / 10.
+    samples = drawn([RandK(0.4, unbiased=False)], torch.ones(5), 2000)
+    together = (samples.T @ samples) / 2000
+    expected = torch.full((5, 5), 0.1, dtype=torch.float64).fill_diagonal_(0.4)
+    assert float((together - expected).abs().max()) <= 5 * math.sqrt(0.4 * 0.6 / 2000)
+
+
+def test_randk_indices_follow_from_the_seed_alone():
+    one = encode([RandK(0.3)], torch.ones(50), Context(3, seed=1, path=(2,)))
+    other = encode([RandK(0.3)], -5 * torch.ones(50, dtype=torch.float64), Context(3, seed=1, path=(2,)))
+    assert one.seed == other.seed
+    assert torch.equal(one.dense() != 0, other.dense() != 0)
+    seen = {one.seed}
+    for changed in (Context(4, seed=1, path=(2,)), Context(3, seed=2, path=(2,)), Context(3, seed=1, path=(3,))):
+        seen.add(encode([RandK(0.3)], torch.ones(50), changed).seed)
+    assert len(seen) == 4
+    # The payload carries nothing else that says where its values stand.
+    assert [tensor.tolist() for tensor in one.tensors()] == [[1.0] * 15]
+    # 8 bytes of seed; whether scaled, how many, which kind: a byte each.
+    assert one.num_bits == 8 * 11 + 15 * 32
+
+
+@given(seed=seeds, size=st.integers(1, 40), fraction=st.floats(0.01, 1.0))
+@settings(deadline=None, max_examples=50)
+def test_biased_randk_sends_entries_as_they_are(seed, size, fraction):
+    values = torch.tensor(np.random.default_rng(seed).normal(size=size), dtype=torch.float32)
+    payload = encode([RandK(fraction, unbiased=False)], values, Context(seed=seed))
+    kept = payload.dense() != 0
+    assert int(kept.sum()) == max(1, round(fraction * size))
+    assert torch.equal(payload.dense(), torch.where(kept, values, 0.0))
+    scaled = encode([RandK(fraction)], values, Context(seed=seed)).dense()
+    torch.testing.assert_close(scaled, payload.dense() * size / int(kept.sum()))
+
+
+def test_error_feedback_around_biased_randk_sends_the_whole_sum():
+    chain = as_chain([ErrorFeedback(RandK(0.2, unbiased=False))])
+    state, sent, total = chain.init(), torch.zeros(30, dtype=torch.float64), torch.zeros(30, dtype=torch.float64)
+    rng = np.random.default_rng(0)
+    for index in range(200):
+        values = torch.tensor(rng.normal(size=30) + 1)
+        total += values
+        sent += chain.encode(Dense(values), state, Context(index, seed=0)).payload.dense()
+        residual = state["stages"][0]["residual"]
+        torch.testing.assert_close(sent + residual, total)
+    # What is missing of 200 updates is what was not drawn lately: five rounds' worth in the mean.
+    assert float((total - sent).abs().mean()) < 15
+    assert float(total.abs().mean()) > 180
+
+
+def test_values_of_randk_can_be_quantized_and_cast():
+    values = torch.arange(1.0, 101.0)
+    quantized = encode([RandK(0.2), QSGD(4)], values, Context(seed=0))
+    plain = encode([RandK(0.2)], values, Context(seed=0))
+    assert torch.equal(quantized.dense() == 0, (quantized.dense() == 0) | (plain.dense() == 0))
+    step = 5 * float(plain.body.dense().max()) / 7
+    assert float((quantized.dense() - plain.dense()).abs().max()) <= 1.001 * step
+    # 20 codes of 4 bits, a scale, three bytes of framing.
+    assert quantized.num_bits == 8 * 11 + 80 + 32 + 24
+    cast = encode([RandK(0.2), Cast()], values, Context(seed=0))
+    assert torch.equal(cast.dense(), encode([RandK(0.2)], values.bfloat16().float(), Context(seed=0)).dense())
+    assert cast.num_bits == 8 * 11 + 20 * 16 + 8
+
+
+def test_randk_splits_into_parts_that_need_no_seed():
+    values = torch.arange(1.0, 25.0)
+    payload = encode([RandK(0.5)], values, Context(seed=0), [(4, 3), (7,), (5,)])
+    parts = payload.split()
+    assert [part.size for part in parts] == [12, 7, 5]
+    assert torch.equal(Blocks(parts).dense(), payload.dense())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "error"), [(0, ValueError), (1.5, ValueError), ("half", TypeError), (True, TypeError)]
+)
+def test_fractions_out_of_range_are_refused(fraction, error):
+    with pytest.raises(error, match=rf"RandK\(fraction=.*{fraction!r}"):
+        RandK(fraction)
+
+
+@pytest.mark.parametrize("dot_with", ["randk", "dense", "topk", "itself"])
+@given(seed=seeds)
+@settings(deadline=None, max_examples=10)
+def test_inner_products_are_those_of_what_is_decoded(dot_with, seed):
+    rng = np.random.default_rng(seed)
+    one, two = (torch.tensor(rng.normal(size=30)) for _ in range(2))
+    for stages in ([RandK(0.3)], [QSGD(4, 8)], [Cast()], [RandK(0.5), QSGD(3)], [TopK(0.5), QSGD(3)]):
+        a = encode(stages, one, Context(seed=seed))
+        others = {"randk": [RandK(0.6)], "dense": [], "topk": [TopK(0.3)]}
+        b = a if dot_with == "itself" else encode(others[dot_with], two, Context(seed=seed + 1))
+        assert a.dot(b) == pytest.approx(float(a.dense() @ b.dense()), rel=1e-9, abs=1e-9)
+        assert b.dot(a) == pytest.approx(a.dot(b), rel=1e-12, abs=1e-12)

@@ -138,9 +138,7 @@ class ServerEnd:
         name = f"Client {message.client_id}, message {message.sequence}:"
         if message.round_index != round_index or message.sequence <= state["sequence"]:
             reason = f"{name} round {message.round_index}; this is round {round_index}, after message"
-            # One that was not taken before, and was to change what the server remembers, never will now.
-            lost = message.sequence > state["sequence"] and message.memory != message.base
-            raise Rejection(f"{reason} {state['sequence']}.", state["sequence"], forgotten=lost)
+            raise Rejection(f"{reason} {state['sequence']}.", state["sequence"], forgotten=False)
         if message.base and message.base != state["memory"]:
             reason = f"{name} refers to version {message.base} of its memory, the server has {state['memory']}."
             raise Rejection(reason, state["sequence"], forgotten=True)

@@ -5,9 +5,10 @@ MNIST, 100 clients with 3 classes each, 60 rounds, the whole of it through the T
 - ``paper``: linear model, one full-batch step a round, learning rate 0.1;
 - ``noisy``: MLP 784-128-10, 5 local steps of batch 32, learning rate 0.1.
 
-Every uplink is run with several seeds; a run's result is kept in a file as soon as it is there, so a second call
-goes on where the first was cut off, and one with ``--redraw`` only makes the tables and figures. With ``--output docs``
-it writes what docs/results.md shows.
+Every uplink is run with several seeds: about an hour on two cores. A run's result is kept in a file as soon as it is
+there, so a second call goes on where the first was cut off. ``LBGM_DATA`` names the folder that holds ``MNIST/raw``.
+docs/choosing.md shows the results in benchmarks/results; to write it anew from them:
+``python -m benchmarks.uplink --results benchmarks/results/uplink.jsonl --docs``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from lightning_lbgm import (
 from lightning_lbgm.uplink import Chain, Stage
 
 NUM_CLIENTS, ROUNDS, LEARNING_RATE = 100, 60, 0.1
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ def run_missing(jobs: list[tuple[str, str, int]], results: Path, workers: int) -
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     known = {(row["setting"], row["uplink"], row["seed"]): row for row in done}
     missing = [job for job in jobs if job not in known]
+    if not missing:
+        return [known[job] for job in jobs]
     begin = time.perf_counter()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(run, *job): job for job in missing}
@@ -285,6 +289,17 @@ def draw(setting: str, summaries: list[Summary], path: Path) -> None:
     figure.savefig(path)
 
 
+def write_docs(tables: dict[str, str]) -> None:
+    """Put the tables between their marks in the documentation."""
+    page = DOCS / "choosing.md"
+    text = page.read_text()
+    for setting, rows in tables.items():
+        begin, end = f"<!-- {setting}: begin -->\n", f"<!-- {setting}: end -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}{rows}\n{end}{rest.split(end)[1]}"
+    page.write_text(text)
+
+
 def main() -> None:
     """Run what is missing, print the tables, draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,9 +307,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--only", default="", help="uplinks whose name has this in it, and FedAvg")
-    parser.add_argument("--output", type=Path, default=Path("outputs/uplink"), help="folder of results and figures")
+    parser.add_argument("--output", type=Path, default=Path("outputs/uplink"), help="folder of the figures")
+    parser.add_argument("--results", type=Path, help="file of the runs' results; default: results.jsonl in that folder")
+    parser.add_argument("--docs", action="store_true", help="write tables and figures into docs/ instead")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    figures = DOCS / "images" if args.docs else args.output
+    results = args.results or args.output / "results.jsonl"
+    for folder in (figures, results.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     jobs = [
         (setting, name, seed)
         for setting in args.settings
@@ -302,11 +322,15 @@ def main() -> None:
         for name in uplinks(setting)
         if args.only in name or name == "FedAvg"
     ]
-    rows = run_missing(jobs, args.output / "results.jsonl", args.workers)
+    rows = run_missing(jobs, results, args.workers)
+    tables = {}
     for setting in args.settings:
         summaries = summarise(setting, rows)
-        print(f"\n{TITLES[setting]}, {len(args.seeds)} seeds\n\n{table(summaries)}")
-        draw(setting, summaries, args.output / f"uplink_{setting}.png")
+        tables[setting] = table(summaries)
+        print(f"\n{TITLES[setting]}, {len(args.seeds)} seeds\n\n{tables[setting]}")
+        draw(setting, summaries, figures / f"uplink_{setting}.png")
+    if args.docs:
+        write_docs(tables)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def uplinks(setting: str) -> dict[str, tuple[str, list[Stage]]]:
         rows[f"EF({name})" if feedback else name] = (group, [ErrorFeedback(list(stages))] if feedback else list(stages))
 
     # Thresholds that suit each setting: with and without error feedback, for the whole vector and by row.
-    plain, fed, by_row = {"paper": (0.05, 0.8, 0.05), "noisy": (0.7, 0.8, 0.9)}[setting]
+    plain, fed, by_row = {"paper": (0.05, 0.8, 0.06), "noisy": (0.7, 0.8, 0.9)}[setting]
     for stage in (TopK(0.1), ATOMO(2), PowerSGD(2), SignSGD(), QSGD(4), RandK(0.1), bf16):
         add("compressor", stage)
         add("compressor + LookBack", stage, LookBack(plain, rank=4))

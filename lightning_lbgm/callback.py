@@ -21,6 +21,7 @@ from lightning_lbgm._lightning import ClientProgress
 from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import client_rows, round_metrics
+from lightning_lbgm.uplink import Chain, ErrorFeedback, LookBack, Stage
 
 if TYPE_CHECKING:
     from lightning_lbgm.strategy import LBGMFederated
@@ -274,11 +275,11 @@ def _strategy(trainer: pl.Trainer) -> LBGMFederated:
 
 
 def _threshold(strategy: LBGMFederated) -> float | None:
-    stage: Any = strategy.uplink
-    while hasattr(stage, "stages") or hasattr(stage, "stage"):
-        stage = stage.stages[-1] if hasattr(stage, "stages") else stage.stage
-    threshold = getattr(stage, "threshold", None)
-    return threshold if isinstance(threshold, float) else None  # one that changes has no place on the colour bar
+    stage: Stage = strategy.uplink
+    while isinstance(stage, ErrorFeedback) or (isinstance(stage, Chain) and stage.stages):
+        stage = stage.stage if isinstance(stage, ErrorFeedback) else stage.stages[-1]
+    # One that changes has no place on the colour bar.
+    return stage.threshold if isinstance(stage, LookBack) and isinstance(stage.threshold, float) else None
 
 
 def _mlflow_loggers(trainer: pl.Trainer) -> list[MLFlowLogger]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.checks import check_count
-from lightning_lbgm.uplink.layout import LayoutLike
+from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.rows import RowSpan
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State, as_chain
@@ -38,6 +38,10 @@ class Predicted(Payload):
     @property
     def dtype(self) -> torch.dtype:
         return self.coefficients.dtype
+
+    def relabel(self, layout: Layout) -> None:
+        super().relabel(layout)
+        self.correction.relabel(layout)
 
     def dense(self) -> Tensor:
         raise TypeError("A predicted update decodes only beside the past ones: call the stage's `decode`.")

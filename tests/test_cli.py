@@ -86,3 +86,32 @@ def test_the_command_line_overrides_the_config(tmp_path):
         tmp_path, strategy, "--trainer.strategy.init_args.uplink=[]", "--trainer.max_epochs=1"
     ).trainer.strategy
     assert (repr(trained.uplink), trained.num_clients, trained.round_index) == ("[]", 3, 1)
+
+
+def fading(round_index: int) -> float:
+    """A threshold that a config names by its import path."""
+    return 0.5 / (1 + round_index)
+
+
+def test_the_settings_of_the_uplink_family_come_from_a_config(tmp_path):
+    def stage(name, **init_args):
+        return {"class_path": f"lightning_lbgm.{name}", "init_args": init_args}
+
+    target = stage("TargetSavings", savings=0.5)
+    chain = [stage("Cast", dtype="float16"), stage("LookBack", threshold=target, rank=3, max_age=4, rowwise=True)]
+    strategy = stage("LBGMFederated", num_clients=3, uplink=[stage("ErrorFeedback", stage=chain)])
+    (feedback,) = run(tmp_path, strategy).trainer.strategy.uplink.stages
+    assert repr(feedback.stage) == (
+        "[Cast(dtype=torch.float16), LookBack(threshold=TargetSavings(0.5, horizon=5), granularity='model', rank=3,"
+        " max_age=4, rowwise=True)]"
+    )
+
+    strategy = stage("LBGMFederated", num_clients=3, uplink=[stage("LookBack", threshold="test_cli.fading")])
+    (look_back,) = run(tmp_path, strategy).trainer.strategy.uplink.stages
+    assert look_back.threshold is fading
+
+    prediction = stage("Predict", rank=2, correction=[stage("TopK", fraction=0.5), stage("QSGD", bits=3)])
+    strategy = stage("LBGMFederated", num_clients=3, uplink=[prediction])
+    assert repr(run(tmp_path, strategy).trainer.strategy.uplink) == (
+        "[Predict(rank=2, correction=[TopK(fraction=0.5), QSGD(bits=3, bucket_size=512)])]"
+    )

@@ -7,14 +7,12 @@ Converging Error Compensated SGD", NeurIPS 2020 (arXiv 2010.12292).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from lightning_lbgm.uplink.checks import check_fraction
 from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.payload import Dense, Payload
-from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State, as_chain
+from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State, inner_chain
 
 __all__ = ["DIANA"]
 
@@ -48,9 +46,7 @@ class DIANA(Stage):
     terminal = True
 
     def __init__(self, correction: Stage | list[Stage], rate: float = 0.05) -> None:
-        if not isinstance(correction, (Stage, Sequence)) or isinstance(correction, str) or not correction:
-            raise TypeError(f"`DIANA(correction=...)` takes a stage or a list of stages; got {correction!r}.")
-        self.correction = as_chain(correction)
+        self.correction = inner_chain("DIANA", "correction", correction)
         self.rate = check_fraction("DIANA", "rate", rate)
 
     def init(self) -> State:

@@ -6,10 +6,8 @@ of speech DNNs", Interspeech 2014; Karimireddy et al., ICML 2019 (arXiv 1901.098
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lightning_lbgm.uplink.payload import Dense, Payload
-from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State, as_chain
+from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State, inner_chain
 
 __all__ = ["ErrorFeedback"]
 
@@ -36,9 +34,7 @@ class ErrorFeedback(Stage):
     """
 
     def __init__(self, stage: Stage | list[Stage]) -> None:
-        if not isinstance(stage, (Stage, Sequence)) or isinstance(stage, str) or not stage:
-            raise TypeError(f"`ErrorFeedback(stage=...)` takes a stage or a list of stages; got {stage!r}.")
-        self.stage = as_chain(stage)
+        self.stage = inner_chain("ErrorFeedback", "stage", stage)
         self.terminal = self.stage.terminal
 
     def init(self) -> State:

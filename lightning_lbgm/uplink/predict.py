@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from lightning_lbgm.uplink.checks import check_count
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.rows import RowSpan
-from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State, as_chain
+from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State, inner_chain
 from lightning_lbgm.uplink.subspace import Span, new_basis, payloads
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
 
@@ -94,9 +92,7 @@ class Predict(Stage):
 
     def __init__(self, rank: int, correction: Stage | list[Stage], rowwise: bool = False) -> None:
         self.rank = check_count("Predict", "rank", rank)
-        if not isinstance(correction, (Stage, Sequence)) or isinstance(correction, str) or not correction:
-            raise TypeError(f"`Predict(correction=...)` takes a stage or a list of stages; got {correction!r}.")
-        self.correction = as_chain(correction)
+        self.correction = inner_chain("Predict", "correction", correction)
         self.rowwise = bool(rowwise)
         self._span = RowSpan() if rowwise else Span()
 

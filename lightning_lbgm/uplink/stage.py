@@ -12,7 +12,18 @@ from lightning_lbgm.describe import describe
 from lightning_lbgm.uplink.context import NO_CONTEXT, Context, Decision, RoundResult, State
 from lightning_lbgm.uplink.payload import Payload
 
-__all__ = ["NO_CONTEXT", "Chain", "Context", "Decision", "Encoded", "RoundResult", "Stage", "State", "as_chain"]
+__all__ = [
+    "NO_CONTEXT",
+    "Chain",
+    "Context",
+    "Decision",
+    "Encoded",
+    "RoundResult",
+    "Stage",
+    "State",
+    "as_chain",
+    "inner_chain",
+]
 
 
 class Encoded(NamedTuple):
@@ -167,6 +178,17 @@ def as_chain(stages: Stage | Sequence[Stage]) -> Chain:
     if isinstance(stages, Chain):
         return stages
     return Chain([stages] if isinstance(stages, Stage) else stages)
+
+
+def inner_chain(owner: str, name: str, stages: Stage | Sequence[Stage]) -> Chain:
+    """Make the chain that a stage wraps.
+
+    Raises:
+        TypeError: If it is not a stage or a list of stages; the error names the owner and its argument.
+    """
+    if not isinstance(stages, (Stage, Sequence)) or isinstance(stages, str) or not stages:
+        raise TypeError(f"`{owner}({name}=...)` takes a stage or a list of stages; got {stages!r}.")
+    return as_chain(stages)
 
 
 def _not_a_stage(value: object) -> TypeError:

@@ -160,7 +160,7 @@ class LookBack(Stage):
             return 1.0, None
         may_recycle = threshold > 0 and (self.max_age is None or age < self.max_age)
         if update.squared_norm() == 0:
-            return 0.0, [0.0] * self._span.count(basis, update.layout) if may_recycle else None
+            return 0.0, [0.0] * self._span.count(basis, update.layout) if may_recycle and update.size else None
         error, coefficients = self._span.fit(basis, products, update)
         # Coefficients that their dtype cannot hold would decode to something that is not finite.
         fit = all(abs(coefficient) <= torch.finfo(update.dtype).max for coefficient in coefficients)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer
 
-__all__ = ["Dense", "Payload", "inner"]
+__all__ = ["Dense", "Payload", "inner", "is_safe"]
 
 # Outside this range a float32 sum of squares has lost digits to underflow, or overflows.
 _SAFE_SQUARES = (1e-26, 1e36)
@@ -25,10 +25,15 @@ def inner(a: Tensor, b: Tensor) -> float:
     ``float32`` may have under- or overflowed, so that tests on it stay true for updates of any scale.
     """
     result = float(torch.dot(a, b))
-    low, high = _SAFE_SQUARES
-    if a.dtype != torch.float64 and not low < abs(result) < high:
+    if a.dtype != torch.float64 and not is_safe(abs(result)):
         result = float(torch.dot(a.double(), b.double()))
     return result
+
+
+def is_safe(magnitude: float) -> bool:
+    """Tell whether a sum of products in ``float32`` is so large that it cannot have lost digits, and not too large."""
+    low, high = _SAFE_SQUARES
+    return low < magnitude < high
 
 
 class Payload(ABC):

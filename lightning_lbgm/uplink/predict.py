@@ -108,6 +108,8 @@ class Predict(Stage):
         error, found = 1.0, list[float]()
         if basis["payloads"] and update.squared_norm():
             error, found = self._span.fit(basis, self._span.dots(basis, update), update)
+            if not all(abs(coefficient) <= torch.finfo(update.dtype).max for coefficient in found):
+                error, found = 1.0, []  # they would decode to something that is not finite
         if not found and basis["payloads"]:
             found = [0.0] * self._span.count(basis, update.layout)
         coefficients = torch.tensor(found, dtype=update.dtype, device=update.device)

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout, matrix_shape
-from lightning_lbgm.uplink.payload import Payload
+from lightning_lbgm.uplink.payload import Payload, is_safe
 from lightning_lbgm.uplink.subspace import ROUNDINGS, Basis, Span, payloads
 
 __all__ = ["RowCombination", "RowSpan"]
+
+_LOST = 1e-36  # squares of float32 below it have fewer digits
 
 
 class RowSpan(Span):
@@ -98,4 +100,11 @@ def _row_products(one: Tensor, two: Tensor, layout: Layout) -> Tensor:
     """Return the inner product of each row, shape ``(R,)``, ``float64``."""
     products = (one * two).split(layout.sizes)
     sums = [part.view(matrix_shape(shape)).sum(1, dtype=torch.float64) for part, shape in zip(products, layout.shapes)]
-    return torch.cat(sums)
+    result = torch.cat(sums)
+    if one.dtype == torch.float64:
+        return result
+    sizes = result.abs()
+    if not is_safe(float(sizes.sum())):
+        return _row_products(one.double(), two.double(), layout)
+    # A row this far below the others has lost its digits in float32, and counts for nothing.
+    return torch.where(sizes < _LOST * layout.size, 0.0, result)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_lbgm.uplink import (
     ATOMO,
+    DIANA,
     QSGD,
     Blocks,
     Cast,
@@ -26,6 +27,7 @@ from lightning_lbgm.uplink import (
     Message,
     MessageError,
     PowerSGD,
+    Predict,
     RandK,
     RandomSparse,
     Rejection,
@@ -62,6 +64,21 @@ LOOKING_BACK = {
     "ef(lookback of rank 2)": [ErrorFeedback(LookBack(0.5, rank=2))],
     "ef(topk, lookback by layer)": [ErrorFeedback([TopK(0.4), LookBack(0.7, "layer")])],
     "ef(topk), lookback": [ErrorFeedback(TopK(0.4)), LookBack(0.8)],
+    "rowwise": [LookBack(0.4, rowwise=True)],
+    "rowwise of rank 3": [LookBack(0.3, rank=3, rowwise=True)],
+    "rowwise by layer of rank 2": [LookBack(0.3, "layer", rank=2, rowwise=True)],
+    "topk, rowwise": [TopK(0.4), LookBack(0.6, rowwise=True)],
+    "atomo, rowwise": [ATOMO(1), LookBack(0.4, rowwise=True)],
+    "cast, rowwise": [Cast(), LookBack(0.4, rowwise=True)],
+    "ef(rowwise of rank 2)": [ErrorFeedback(LookBack(0.5, rank=2, rowwise=True))],
+    "predict": [Predict(2, TopK(0.3))],
+    "predict rowwise": [Predict(3, [TopK(0.4), QSGD(4)], rowwise=True)],
+    "ef(predict)": [ErrorFeedback(Predict(2, TopK(0.3)))],
+    "ef(predict rowwise)": [ErrorFeedback(Predict(3, [TopK(0.4), QSGD(4)], rowwise=True))],
+    "diana": [DIANA(TopK(0.3))],
+    "diana, sign": [DIANA([TopK(0.4), SignSGD()])],
+    "ef(diana)": [ErrorFeedback(DIANA(TopK(0.3)))],
+    "ef(diana, sign)": [ErrorFeedback(DIANA([TopK(0.4), SignSGD()]))],
 }
 UPLINKS = {**COMPRESSORS, **LOOKING_BACK}
 
@@ -89,7 +106,16 @@ def look_back_gradients(state):
     if "lbgs" in state:
         for index in sorted(state["lbgs"]):
             here += [(index, tensors(payload)) for payload in state["lbgs"][index]["payloads"]]
-    return here + [found for key, item in state.items() if key != "lbgs" for found in look_back_gradients(item)]
+    if "basis" in state:
+        here += [tensors(payload) for payload in state["basis"]["payloads"]]
+    if "mean" in state:
+        here += tensors([state["mean"]])
+    return here + [
+        found
+        for key, item in state.items()
+        if key not in ("lbgs", "basis", "mean")
+        for found in look_back_gradients(item)
+    ]
 
 
 def tensors(state):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from lightning_lbgm.describe import describe
 from lightning_lbgm.uplink.context import NO_CONTEXT, Context, Decision, RoundResult, State
@@ -26,8 +27,9 @@ __all__ = [
 ]
 
 
-class Encoded(NamedTuple):
-    """A stage's result.
+@dataclass(frozen=True)
+class Encoded:
+    """A stage's result. It unpacks into payload and decision.
 
     Attributes:
         payload: What to send.
@@ -40,6 +42,10 @@ class Encoded(NamedTuple):
     decision: Decision | None = None
     reads: bool = False
     writes: bool = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield payload and decision: ``payload, decision = stage.encode(update, state)``."""
+        return iter((self.payload, self.decision))
 
 
 class Stage(ABC):

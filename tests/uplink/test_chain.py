@@ -23,7 +23,8 @@ UPDATE = torch.tensor([4.0, -3.0, 0.5, 1.0])
 
 def test_an_empty_chain_sends_the_update_as_it_is():
     chain = as_chain([])
-    payload, decision, reads, writes = chain.encode(Dense(UPDATE, (1, 3)), chain.init())
+    encoded = chain.encode(Dense(UPDATE, (1, 3)), chain.init())
+    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
     assert torch.equal(payload.dense(), UPDATE)
     assert payload.sizes == (1, 3)
     assert payload.num_bits == 4 * 32
@@ -48,7 +49,8 @@ def test_look_back_tests_the_compressed_update():
     chain = as_chain([TopK(0.25), LookBack(0.1)])
     state = chain.init()
     chain.encode(Dense(torch.tensor([2.0, 1.0, 1.0, 1.0])), state)
-    payload, decision, reads, writes = chain.encode(Dense(torch.tensor([6.0, -3.0, -3.0, -3.0])), state)
+    encoded = chain.encode(Dense(torch.tensor([6.0, -3.0, -3.0, -3.0])), state)
+    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
     assert isinstance(payload, Coefficients)
     assert decision.recycled == (True,)
     assert decision.coefficients == (3.0,)
@@ -69,7 +71,7 @@ def test_what_a_stage_before_the_last_decided_is_kept():
             return Encoded(update, Decision((False,), (0.5,), (float("nan"),)))
 
     chain = as_chain([Deciding(), TopK(0.5)])
-    payload, decision, _, _ = chain.encode(Dense(UPDATE), chain.init())
+    payload, decision = chain.encode(Dense(UPDATE), chain.init())
     assert decision.errors == (0.5,)
     assert payload.num_bits == 8 * (4 + 1) + 2 * 32  # framing, a byte of indices, two values
 

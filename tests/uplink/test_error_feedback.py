@@ -74,7 +74,8 @@ def test_around_look_back_the_residual_is_what_the_lbg_cannot_express():
         ([0.0, 1.0], False, [0.0, 0.0]),
     ]
     for update, recycled, residual in expected:
-        payload, decision, reads, writes = stage.encode(Dense(torch.tensor(update)), state)
+        encoded = stage.encode(Dense(torch.tensor(update)), state)
+        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
         assert decision.recycled == (recycled,)
         assert isinstance(payload, Coefficients) == recycled
         assert (reads, writes) == (recycled, not recycled)

@@ -181,7 +181,8 @@ def test_the_smallest_positive_threshold_recycles_a_parallel_update():
 def test_the_first_update_is_sent_in_full(threshold, update):
     stage = LookBack(threshold)
     state = stage.init()
-    payload, decision, reads, writes = stage.encode(vector(*update), state)
+    encoded = stage.encode(vector(*update), state)
+    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
     assert (reads, writes) == (False, True)
     assert isinstance(payload, Dense)
     assert payload.dense().tolist() == update
@@ -219,7 +220,7 @@ def test_the_coefficient_is_the_projection_on_the_lbg():
     # <g, l> = 2 * 1 + 2.5 * 1 = 4.5, |l|^2 = 2, rho = 2.25; error = 1 - 4.5^2 / (10.25 * 2) = 0.0122.
     stage = LookBack(0.2)
     results, state = encode_all(stage, [torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.5])])
-    payload, decision, _, _ = results[1]
+    payload, decision = results[1]
     assert isinstance(payload, Coefficients)
     assert payload.values.tolist() == [2.25]
     assert payload.num_bits == 32
@@ -250,7 +251,8 @@ def test_a_run_follows_the_algorithm_step_by_step(seed, threshold):
         g = update.numpy().copy()
         error = 1.0 if reference is None else squared_sine(g, reference)
         assume(abs(error - threshold) > 1e-9)
-        payload, decision, reads, writes = stage.encode(Dense(update), state)
+        encoded = stage.encode(Dense(update), state)
+        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
         assert (reads, writes) == (error <= threshold, error > threshold)
         assert decision.threshold == threshold
         assert decision.errors[0] == pytest.approx(error, abs=1e-10)
@@ -276,7 +278,7 @@ def test_the_encoder_keeps_a_copy_of_the_update(granularity):
     # The second is orthogonal to the first: refreshed, in the storage of the first LBG. The third is recycled.
     for update, recycled in [([1.0, 2.0, 2.0], False), ([2.0, 1.0, -2.0], False), ([4.0, 2.0, -4.0], True)]:
         buffer.copy_(torch.tensor(update))
-        payload, decision, _, _ = stage.encode(Dense(buffer), state)
+        payload, decision = stage.encode(Dense(buffer), state)
         assert decision.recycled == (recycled,)
         if recycled:
             buffer.fill_(77.0)
@@ -338,7 +340,7 @@ def test_sparse_updates_are_compared_on_their_common_support():
         return Sparse(torch.tensor(values), torch.tensor(indices, dtype=torch.int32), (4,))
 
     stage.encode(sparse([3.0, 4.0], [0, 1]), state)
-    payload, decision, _, _ = stage.encode(sparse([4.0, 3.0], [1, 2]), state)
+    payload, decision = stage.encode(sparse([4.0, 3.0], [1, 2]), state)
     assert decision.errors[0] == pytest.approx(1 - 256 / 625, abs=1e-7)
     assert decision.coefficients[0] == pytest.approx(16 / 25, abs=1e-7)
     np.testing.assert_allclose(
@@ -368,7 +370,7 @@ def test_layer_granularity_equals_model_granularity_on_each_tensor(compressor, s
         update = Dense(values, sizes)
         if compressor is not None:
             update = compressor.encode(update, {}).payload
-        payload, decision, _, _ = layer.encode(update, layer_state)
+        payload, decision = layer.encode(update, layer_state)
         results = [single.encode(part, state) for part, state in zip(update.split(), states)]
         assert decision.recycled == tuple(result.decision.recycled[0] for result in results)
         assert decision.errors == tuple(result.decision.errors[0] for result in results)
@@ -384,7 +386,8 @@ def test_layers_are_tested_each_for_itself():
     stage, sizes = LookBack(0.2, "layer"), (2, 2, 1)
     first, second = torch.tensor([1.0, 2.0, 1.0, 0.0, 5.0]), torch.tensor([2.0, 4.0, 0.0, 3.0, 0.0])
     results, state = encode_all(stage, [first, second], sizes)
-    payload, decision, reads, writes = results[1]
+    encoded = results[1]
+    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
     assert (reads, writes) == (True, True)
     assert decision.recycled == (True, False, True)
     assert decision.errors == (0.0, 1.0, 0.0)

@@ -409,7 +409,8 @@ def test_there_is_one_error_and_nothing_that_is_recycled():
     stage = Predict(2, TopK(0.3))
     state = stage.init()
     for index, g in enumerate(drifting(0, 4)):
-        payload, decision, reads, writes = stage.encode(dense(g), state)
+        encoded = stage.encode(dense(g), state)
+        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
         assert (decision.recycled, decision.coefficients, decision.threshold) == ((), (), None)
         assert len(decision.errors) == 1
         assert (decision.errors[0] == 1.0) == (index == 0)

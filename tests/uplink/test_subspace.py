@@ -248,7 +248,8 @@ def test_a_run_follows_a_reference_that_keeps_the_last_updates_sent_in_full(rank
     for g in noisy_updates(seed, 24, 14):
         expected, projection = least_squares(np.stack(memory), g) if memory else (1.0, None)
         assume(abs(expected - threshold) > 1e-6)
-        payload, decision, reads, writes = stage.encode(Dense(torch.tensor(g)), state)
+        encoded = stage.encode(Dense(torch.tensor(g)), state)
+        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
         decoded = stage.reconstruct(payload, state).dense().numpy()
         assert decision.errors[0] == pytest.approx(expected, abs=1e-7)
         assert decision.recycled == (expected <= threshold,)

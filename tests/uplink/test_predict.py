@@ -539,3 +539,10 @@ def test_resuming_equals_the_unbroken_run_bitwise(fit, tmp_path):
     errors = [[[c.decision.errors for c in r.clients] for r in rec.reports] for rec in (recorder, resumed_recorder)]
     assert errors[0][3:] == errors[1]
     assert unbroken.strategy.ledger == resumed.strategy.ledger
+
+
+def test_a_zero_update_is_foretold_by_any_past():
+    stage = Predict(1, TopK(0.5))
+    state = stage.init()
+    updates = [torch.zeros(2), torch.tensor([1.0, 2.0]), torch.zeros(2)]
+    assert [stage.encode(Dense(update), state).decision.errors for update in updates] == [(1.0,), (1.0,), (0.0,)]

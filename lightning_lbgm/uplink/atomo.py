@@ -53,7 +53,7 @@ class ATOMO(Stage):
         self.sampling = sampling
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        generator = context.generator(update.device)
+        generator = context.generator(update.device) if self.sampling == "unbiased" else None
 
         def factor(index: int, matrix: Tensor) -> tuple[Tensor, Tensor]:
             wide = matrix.shape[0] < matrix.shape[1]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, Stage, State
-from lightning_lbgm.uplink.wire import DTYPES, MessageError, Reader, Writer, dtype_code
+from lightning_lbgm.uplink.wire import DTYPES, MessageError, Reader, Writer, dtype_code, dtype_name, dtype_named
 
 __all__ = ["Cast", "Rounded"]
 
@@ -36,7 +34,7 @@ class Rounded(Payload):
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.decoded)
+        return dtype_named(self.decoded)
 
     def dense(self) -> Tensor:
         return self.values.to(self.dtype)
@@ -44,9 +42,6 @@ class Rounded(Payload):
     def split(self) -> list[Payload]:
         parts = self.values.split(self.sizes)
         return [Rounded(part, self.decoded, Layout([shape])) for part, shape in zip(parts, self.layout.shapes)]
-
-    def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
-        return encode(Dense(self.dense(), self.layout))
 
     @property
     def num_bits(self) -> int:
@@ -61,7 +56,7 @@ class Rounded(Payload):
         stored = DTYPES.get(data.byte())
         if stored is None or stored.itemsize >= data.dtype.itemsize:
             raise MessageError(f"The message's values are in no format smaller than {data.dtype}.")
-        return cls(data.tensor(size, stored), str(data.dtype).removeprefix("torch."), (size,))
+        return cls(data.tensor(size, stored), dtype_name(data.dtype), (size,))
 
 
 class Cast(Stage):
@@ -98,5 +93,4 @@ class Cast(Stage):
         if self.dtype.itemsize >= values.dtype.itemsize:
             return numbers
         largest = torch.finfo(self.dtype).max
-        decoded = str(values.dtype).removeprefix("torch.")
-        return Rounded(values.clamp(-largest, largest).to(self.dtype), decoded, numbers.layout)
+        return Rounded(values.clamp(-largest, largest).to(self.dtype), dtype_name(values.dtype), numbers.layout)

@@ -98,15 +98,14 @@ class LowRank(Payload):
         out.varint(self.rows)
         out.varint(self.columns)
         out.varint(self.rank)
-        out.byte(self.body.wire_code())
-        self.body.write(out)
+        self.body.write_inside(out)
 
     @classmethod
     def read(cls, data: Reader, size: int) -> Payload:
-        rows, columns, rank, code = data.varint(), data.varint(), data.varint(), data.byte()
+        rows, columns, rank = data.varint(), data.varint(), data.varint()
         if not rows * columns == size > 0 or rank > min(rows, columns):
             raise MessageError(f"The message has factors of rank {rank} of a {rows} x {columns} matrix of {size}.")
-        return cls(Payload.read_from(data.sub(), code, (rows + columns) * rank), rows, columns)
+        return cls(Payload.read_inside(data, (rows + columns) * rank), rows, columns)
 
 
 def factorize(update: Payload, rank: int, factor: Callable[[int, Tensor], tuple[Tensor, Tensor]]) -> Blocks:

@@ -205,6 +205,17 @@ class Payload(ABC):
                 return payload
         raise MessageError(f"The message holds a payload of unknown kind {code}.")
 
+    def write_inside(self, out: Writer) -> None:
+        """Write the kind (a byte) and the body, as the last of another payload's."""
+        out.byte(self.wire_code())
+        self.write(out)
+
+    @staticmethod
+    def read_inside(data: Reader, size: int) -> Payload:
+        """Undo ``write_inside``."""
+        code = data.byte()
+        return Payload.read_from(data.sub(), code, size)
+
     def wire_code(self) -> int:
         """Return the code of the kind.
 

@@ -52,13 +52,12 @@ class Predicted(Payload):
     def write(self, out: Writer) -> None:
         out.varint(self.coefficients.numel())
         out.tensor(self.coefficients)
-        out.byte(self.correction.wire_code())
-        self.correction.write(out)
+        self.correction.write_inside(out)
 
     @classmethod
     def read(cls, data: Reader, size: int) -> Payload:
-        coefficients, code = data.tensor(data.varint()), data.byte()
-        return cls(coefficients, Payload.read_from(data.sub(), code, size), (size,))
+        coefficients = data.tensor(data.varint())
+        return cls(coefficients, Payload.read_inside(data, size), (size,))
 
 
 class Predict(Stage):

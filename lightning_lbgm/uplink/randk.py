@@ -45,12 +45,16 @@ class RandomSparse(Payload):
         self.body = values if isinstance(values, Payload) else Dense(values)
         self.seed = seed
         self.unbiased = unbiased
+        self._indices: Tensor | None = None  # drawn once: a permutation of all entries is the costly part
         self._sparse: Sparse | None = None
 
     @staticmethod
-    def draw(seed: int, size: int, k: int) -> Tensor:
-        """Return k of ``size`` indices, increasing."""
-        return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:k].sort().values
+    def draw(values: Tensor, k: int, seed: int, unbiased: bool, layout: LayoutLike) -> RandomSparse:
+        """Keep k of ``values``, shape ``(size,)``, chosen by the seed."""
+        indices = _draw(seed, values.numel(), k).to(values.device, index_dtype(values.numel()))
+        payload = RandomSparse(values[indices], seed, unbiased, layout)
+        payload._indices = indices
+        return payload
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,8 +67,9 @@ class RandomSparse(Payload):
             values = self.body.dense()
             if self.unbiased:
                 values = values * (self.size / values.numel())
-            indices = self.draw(self.seed, self.size, values.numel()).to(values.device, index_dtype(self.size))
-            self._sparse = Sparse(values, indices, self.layout)
+            if self._indices is None:
+                self._indices = _draw(self.seed, self.size, values.numel()).to(values.device, index_dtype(self.size))
+            self._sparse = Sparse(values, self._indices, self.layout)
         return self._sparse
 
     def dense(self) -> Tensor:
@@ -82,7 +87,9 @@ class RandomSparse(Payload):
         return self.sparse.split()
 
     def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
-        return RandomSparse(self.body.compress(encode, factors=factors), self.seed, self.unbiased, self.layout)
+        payload = RandomSparse(self.body.compress(encode, factors=factors), self.seed, self.unbiased, self.layout)
+        payload._indices = self._indices
+        return payload
 
     @property
     def num_bits(self) -> int:
@@ -92,15 +99,14 @@ class RandomSparse(Payload):
         out.u64(self.seed)
         out.byte(self.unbiased)
         out.varint(self.body.size)
-        out.byte(self.body.wire_code())
-        self.body.write(out)
+        self.body.write_inside(out)
 
     @classmethod
     def read(cls, data: Reader, size: int) -> Payload:
-        seed, unbiased, count, code = data.u64() & _MAX_SEED, bool(data.byte()), data.varint(size), data.byte()
+        seed, unbiased, count = data.u64() & _MAX_SEED, bool(data.byte()), data.varint(size)
         if not count:
             raise MessageError("The message holds no value.")
-        return cls(Payload.read_from(data.sub(), code, count), seed, unbiased, (size,))
+        return cls(Payload.read_inside(data, count), seed, unbiased, (size,))
 
 
 class RandK(Stage):
@@ -131,6 +137,9 @@ class RandK(Stage):
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         values = update.dense()
         k = max(1, round(self.fraction * values.numel()))
-        seed = context.draw_seed()
-        indices = RandomSparse.draw(seed, values.numel(), k).to(values.device)
-        return Encoded(RandomSparse(values[indices], seed, self.unbiased, update.layout))
+        return Encoded(RandomSparse.draw(values, k, context.draw_seed(), self.unbiased, update.layout))
+
+
+def _draw(seed: int, size: int, k: int) -> Tensor:
+    """Return k of ``size`` indices, increasing."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:k].sort().values

@@ -14,7 +14,7 @@ from lightning_lbgm.uplink.checks import check_count
 from lightning_lbgm.uplink.layout import LayoutLike
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State
-from lightning_lbgm.uplink.wire import MessageError, Reader, Writer
+from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, dtype_name, dtype_named
 
 __all__ = ["LayerRecycling", "Omitted"]
 
@@ -36,7 +36,7 @@ class Omitted(Payload):
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.decoded)
+        return dtype_named(self.decoded)
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +50,7 @@ class Omitted(Payload):
 
     @classmethod
     def read(cls, data: Reader, size: int) -> Payload:
-        return cls(str(data.dtype).removeprefix("torch."), (size,))
+        return cls(dtype_name(data.dtype), (size,))
 
 
 class LayerRecycling(Stage):
@@ -88,7 +88,7 @@ class LayerRecycling(Stage):
         recycled = context.shared.get("layers", [])
         if not recycled:
             return Encoded(update)
-        decoded = str(update.dtype).removeprefix("torch.")
+        decoded = dtype_name(update.dtype)
         parts = [
             Omitted(decoded, part.layout) if index in recycled else part for index, part in enumerate(update.split())
         ]

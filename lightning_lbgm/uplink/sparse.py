@@ -120,8 +120,7 @@ class Sparse(Payload):
         out.varint(code.high_bytes)
         out.tensor(low)
         out.tensor(high)
-        out.byte(self.body.wire_code())
-        self.body.write(out)
+        self.body.write_inside(out)
 
     @classmethod
     def read(cls, data: Reader, size: int) -> Payload:
@@ -135,6 +134,5 @@ class Sparse(Payload):
         indices = decode_gaps(low, high, count, size, width)
         if indices is None:
             raise MessageError(f"The message's indices are not {count} increasing numbers below {size}.")
-        code = data.byte()
-        body = Payload.read_from(data.sub(), code, count)
+        body = Payload.read_inside(data, count)
         return cls(body, indices.to(index_dtype(size)), (size,))

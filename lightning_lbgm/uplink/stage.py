@@ -171,8 +171,6 @@ class Chain(Stage):
 
     @staticmethod
     def _child(context: Context, position: int) -> Context:
-        if context is NO_CONTEXT:
-            return context
         return context.child(position, context.shared["stages"][position] if context.shared else {})
 
     def __repr__(self) -> str:

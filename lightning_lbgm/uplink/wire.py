@@ -11,7 +11,17 @@ import struct
 import torch
 from torch import Tensor
 
-__all__ = ["DTYPES", "MAX_SIZE", "MessageError", "Reader", "Writer", "dtype_code", "varint_size"]
+__all__ = [
+    "DTYPES",
+    "MAX_SIZE",
+    "MessageError",
+    "Reader",
+    "Writer",
+    "dtype_code",
+    "dtype_name",
+    "dtype_named",
+    "varint_size",
+]
 
 DTYPES = {0: torch.float32, 1: torch.float64, 2: torch.bfloat16, 3: torch.float16}
 """The dtypes of values, by their code in a message."""
@@ -34,6 +44,17 @@ def dtype_code(dtype: torch.dtype) -> int:
         if known == dtype:
             return code
     raise TypeError(f"Values of {dtype} cannot be sent; known are {list(DTYPES.values())}.")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, such as ``"float32"``, for states that load safely; ``dtype_named`` undoes it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return the dtype of a name."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def varint_size(value: int) -> int:

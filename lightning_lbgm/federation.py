@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.buffers import Buffers
-from lightning_lbgm.clients import LocalResult, LocalTrainer
+from lightning_lbgm.clients import ClientTrainer, ClientUpdate, RoundStart
 from lightning_lbgm.data import Round
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
-from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
+from lightning_lbgm.rng import isolated_rng
 from lightning_lbgm.server import Server
 from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult, State
 
@@ -25,8 +25,8 @@ __all__ = ["Federation"]
 class Federation:
     """Clients, uplink and server of one run, simulated in one process.
 
-    A round streams the cohort: one client at a time trains on the module, and its update lives in one reused vector of
-    shape ``(M,)``. Only a ``Message`` reaches the server; both ends share one copy of the
+    A round streams the cohort: a ``ClientTrainer`` yields one client's update at a time, a vector of shape ``(M,)``
+    that it may reuse. Only a ``Message`` reaches the server; both ends share one copy of the
     look-back gradients, which are equal by construction.
 
     Args:
@@ -57,12 +57,12 @@ class Federation:
         self.ledger = Ledger()
         self.clients: dict[int, State] = {}
         self.shared = uplink.init_shared()
-        self._update = flat.empty()
         self._reports: list[ClientReport] = []
-        self._touched: list[int] = []
+        self._touched: list[int] = []  # clients that had their turn in the round at hand
+        self._in_round = False  # whether the module holds a client's parameters
 
     def run_clients(
-        self, round_: Round, trainer: LocalTrainer, on_client_end: Callable[[int, int], None] | None = None
+        self, round_: Round, trainer: ClientTrainer, on_client_end: Callable[[int, int], None] | None = None
     ) -> Tensor:
         """Run the client phase of a round: local training, uplink, and the streamed sum on the server.
 
@@ -70,7 +70,7 @@ class Federation:
 
         Args:
             round_: The cohort and its data.
-            trainer: Trains one client on the module.
+            trainer: Trains the clients.
             on_client_end: Called with the number of clients done and the size of the cohort.
 
         Returns:
@@ -78,36 +78,33 @@ class Federation:
             batch size; NaN where there is none.
         """
         self._reports, self._touched = [], []
+        self._in_round = True
         self.server.begin_round()
         self.buffers.begin_round()
+        examples = dict(zip(round_.cohort, round_.num_examples))
         total = sum(round_.num_examples) if self.weighting == "examples" else len(round_.cohort)
         loss_sum = torch.zeros((), device=self.flat.device)
         loss_weight = 0
+        start = RoundStart(self.server.server_params, self.seed, self._own_buffers)
         try:
             with isolated_rng(self.flat.device):
-                for position, (client_id, batches) in enumerate(round_.clients()):
-                    num_examples = round_.num_examples[position]
-                    self._touched.append(client_id)
-                    self._load_client(client_id)
-                    seed_global_rng(derive_seed(self.seed, "client", round_.index, client_id), self.flat.device)
-                    result = trainer.train(batches)
+                for update in trainer.run(round_, start):
+                    num_examples = examples[update.client_id]
                     weight = num_examples / total if self.weighting == "examples" else 1 / total
-                    report = self._send(client_id, num_examples, weight, result)
+                    report = self._send(update, num_examples, weight)
                     self._reports.append(report)
                     if report.rejected:
                         trainer.capture.reject()
                     else:
                         trainer.capture.accept()
-                        if result.loss_sum is not None:
-                            loss_sum = loss_sum + result.loss_sum
-                            loss_weight += result.num_examples
+                        if update.local.loss_sum is not None:
+                            loss_sum = loss_sum + update.local.loss_sum
+                            loss_weight += update.local.num_examples
                     if on_client_end is not None:
-                        on_client_end(position + 1, len(round_.cohort))
+                        on_client_end(len(self._reports), len(round_.cohort))
         except BaseException:
             self.abort_round()
             raise
-        finally:
-            trainer.reset_optimizer()
         return loss_sum / loss_weight if loss_weight else loss_sum * math.nan
 
     def finish_round(self) -> RoundReport:
@@ -119,6 +116,7 @@ class Federation:
         self.ledger.record(report)
         self.round_index += 1
         self._reports, self._touched = [], []
+        self._in_round = False
         return report
 
     def _end_uplink_round(self) -> None:
@@ -142,7 +140,7 @@ class Federation:
     @contextmanager
     def global_model(self) -> Iterator[None]:
         """Put the global parameters and buffers into the module for a while, where a client trains on it now."""
-        if not self._touched:
+        if not self._in_round:
             yield
             return
         parameters, buffers = self.flat.read(), self.buffers.read()
@@ -165,15 +163,17 @@ class Federation:
         for client_id in self._touched:
             self.clients.pop(client_id, None)
         self._reports, self._touched = [], []
+        self._in_round = False
 
-    def _load_client(self, client_id: int) -> None:
-        self.flat.write(self.server.server_params)
-        self.buffers.load(self.clients.get(client_id, {}).get("buffers"))
+    def _own_buffers(self, client_id: int) -> dict[str, Tensor] | None:
+        return self.clients.get(client_id, {}).get("buffers")
 
     @torch.no_grad()
-    def _send(self, client_id: int, num_examples: int, weight: float, result: LocalResult) -> ClientReport:
-        update = Dense(self.flat.update_from(self.server.server_params, self._update), self.flat.layout)
-        buffers = self.buffers.changed()
+    def _send(self, result: ClientUpdate, num_examples: int, weight: float) -> ClientReport:
+        client_id, local = result.client_id, result.local
+        self._touched.append(client_id)
+        update = Dense(result.update, self.flat.layout)
+        buffers = result.buffers
         squared_norm = update.squared_norm()
         rejected = not math.isfinite(squared_norm) or not all(bool(torch.isfinite(b).all()) for b in buffers.values())
         decision: Decision | None = None
@@ -193,8 +193,8 @@ class Federation:
         return ClientReport(
             client_id=client_id,
             num_examples=num_examples,
-            local_steps=result.num_steps,
-            loss=float(result.loss_sum) / result.num_examples if result.loss_sum is not None else math.nan,
+            local_steps=local.num_steps,
+            loss=float(local.loss_sum) / local.num_examples if local.loss_sum is not None else math.nan,
             update_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
             uplink_bits=uplink_bits,
             dense_bits=dense_bits,

@@ -29,7 +29,7 @@ from lightning_lbgm._checks import (
 )
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
-from lightning_lbgm.clients import LocalTrainer, LogCapture
+from lightning_lbgm.clients import LocalTrainer, LogCapture, SequentialTrainer
 from lightning_lbgm.data import (
     ClientFeed,
     IIDPartitioner,
@@ -306,7 +306,8 @@ class LBGMFederated(SingleDeviceStrategy):
         capture = LogCapture(_lightning.LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with _lightning.captured_log(module, capture):
             local_trainer = LocalTrainer(optimizer, step, capture)
-            loss = federation.run_clients(round_, local_trainer, self._on_client_end)
+            clients = SequentialTrainer(local_trainer, federation.flat, federation.buffers)
+            loss = federation.run_clients(round_, clients, self._on_client_end)
         capture.flush(module.log)
         return loss
 

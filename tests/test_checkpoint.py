@@ -149,10 +149,11 @@ def test_a_weights_only_checkpoint_holds_no_federation(fit, tmp_path):
 
 def test_a_checkpoint_of_an_interrupted_round_resumes(fit, tmp_path):
     class Failing(TinyModule):
-        armed = True
+        armed, calls = True, 0
 
         def training_step(self, batch, batch_idx):
-            if self.armed and self.trainer.global_step == 2 and batch_idx == 1:
+            self.calls += self.trainer.global_step == 2
+            if self.armed and self.calls == 4:  # the second client's second step
                 raise RuntimeError("boom")
             return super().training_step(batch, batch_idx)
 
@@ -167,7 +168,7 @@ def test_a_checkpoint_of_an_interrupted_round_resumes(fit, tmp_path):
     recorder = Recorder()
     strategy = LBGMFederated(num_clients=3, uplink=[LookBack(1.0)], local_steps=2, seed=0)
     fit(strategy, module=Failing(), callbacks=[recorder], ckpt_path=tmp_path / "crash.ckpt", max_epochs=4)
-    # The first client had its turn when the round broke, so the server cannot rely on its state: it sends in full.
+    # The first client had sent when the round broke, so the server cannot rely on its state: it sends in full.
     assert [c.outcome for c in recorder.reports[0].clients] == ["refreshed", "recycled", "recycled"]
     assert [r.round_index for r in recorder.reports] == [2, 3]
 

@@ -1,6 +1,15 @@
 """Local training of a cohort's clients."""
 
 from lightning_lbgm.clients.capture import LogCapture
-from lightning_lbgm.clients.sequential import LocalResult, LocalTrainer
+from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
+from lightning_lbgm.clients.trainer import ClientTrainer, ClientUpdate, LocalResult, RoundStart
 
-__all__ = ["LocalResult", "LocalTrainer", "LogCapture"]
+__all__ = [
+    "ClientTrainer",
+    "ClientUpdate",
+    "LocalResult",
+    "LocalTrainer",
+    "LogCapture",
+    "RoundStart",
+    "SequentialTrainer",
+]

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.clients.capture import LogCapture
-from lightning_lbgm.data.feed import LocalBatch
+from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult, RoundStart
+from lightning_lbgm.data import LocalBatch, Round
+from lightning_lbgm.flat import FlatParameters
+from lightning_lbgm.rng import derive_seed, seed_global_rng
 
-__all__ = ["LocalResult", "LocalTrainer"]
+__all__ = ["LocalTrainer", "SequentialTrainer"]
 
 LocalStep = Callable[[Any, int], "Tensor | None"]
 """Makes one optimizer step on ``(batch, local step index)`` and returns the loss, or None where it was skipped."""
-
-
-@dataclass
-class LocalResult:
-    """What a client's local training amounts to.
-
-    Attributes:
-        num_steps: Optimizer steps made.
-        num_examples: Examples seen, repeats included: the weight of the loss.
-        loss_sum: Sum of each step's loss times its batch size, detached; None where no step had a loss.
-    """
-
-    num_steps: int = 0
-    num_examples: int = 0
-    loss_sum: Tensor | None = None
 
 
 class LocalTrainer:
@@ -78,6 +66,36 @@ class LocalTrainer:
                     result.loss_sum.add_(loss, alpha=size)
                 result.num_examples += size
         return result
+
+
+class SequentialTrainer:
+    """Train a round's clients one after the other; one update, in one reused vector, is in memory at a time.
+
+    Args:
+        trainer: Makes the local steps.
+        flat: The trainable parameters.
+        buffers: The module's buffers.
+    """
+
+    def __init__(self, trainer: LocalTrainer, flat: FlatParameters, buffers: Buffers) -> None:
+        self.capture = trainer.capture
+        self._trainer = trainer
+        self._flat = flat
+        self._buffers = buffers
+        self._update = flat.empty()
+
+    def run(self, round_: Round, start: RoundStart) -> Iterator[ClientUpdate]:
+        """Yield each client's update, in the order of the cohort."""
+        try:
+            for client_id, batches in round_.clients():
+                self._flat.write(start.server_params)
+                self._buffers.load(start.own_buffers(client_id))
+                seed_global_rng(derive_seed(start.seed, "client", round_.index, client_id), self._flat.device)
+                local = self._trainer.train(batches)
+                update = self._flat.update_from(start.server_params, self._update)
+                yield ClientUpdate(client_id, local, update, self._buffers.changed())
+        finally:
+            self._trainer.reset_optimizer()
 
 
 def _copy(hyperparameter: Any) -> Any:

@@ -1,0 +1,74 @@
+"""What trains a round's clients, whichever way, and what it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_lbgm.clients.capture import LogCapture
+from lightning_lbgm.data import Round
+
+__all__ = ["ClientTrainer", "ClientUpdate", "LocalResult", "RoundStart"]
+
+
+@dataclass
+class LocalResult:
+    """What a client's local training amounts to.
+
+    Attributes:
+        num_steps: Optimizer steps made.
+        num_examples: Examples seen, repeats included: the weight of the loss.
+        loss_sum: Sum of each step's loss times its batch size, detached; None where no step had a loss.
+    """
+
+    num_steps: int = 0
+    num_examples: int = 0
+    loss_sum: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """A client's part of a round, before the uplink. Its tensors are valid until the next one is drawn.
+
+    Attributes:
+        client_id: The client.
+        local: What its training amounts to.
+        update: ``g_k = theta - theta_k``, shape ``(M,)``.
+        buffers: The float buffers that its training changed, by name.
+    """
+
+    client_id: int
+    local: LocalResult
+    update: Tensor
+    buffers: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RoundStart:
+    """What clients start a round from.
+
+    Attributes:
+        server_params: Global parameters theta, shape ``(M,)``.
+        seed: The run's seed.
+        own_buffers: Returns the buffers that a client has kept for itself, or None.
+    """
+
+    server_params: Tensor
+    seed: int
+    own_buffers: Callable[[int], dict[str, Tensor] | None]
+
+
+class ClientTrainer(Protocol):
+    """Trains a round's clients on the module, and may leave any client's parameters there.
+
+    Attributes:
+        capture: Holds what the client at hand logged, for the caller to accept or reject.
+    """
+
+    capture: LogCapture
+
+    def run(self, round_: Round, start: RoundStart) -> Iterator[ClientUpdate]:
+        """Yield each client's update, in the order of the cohort."""

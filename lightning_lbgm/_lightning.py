@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_lbgm.clients import LogCapture
+from lightning_lbgm.clients import LogCapture, direct_step
 from lightning_lbgm.data import Round
 
 __all__ = [
@@ -124,8 +124,12 @@ def local_step(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     hooked |= type(optimizer).zero_grad is not Optimizer.zero_grad
 
+    step_directly = direct_step(optimizer)
+    stepped = False
+
     def plain_step(batch: Any, index: int) -> Tensor | None:
         # What the full step does, without the context managers, hooks and look-ups that would find nothing to do.
+        nonlocal stepped
         if transfer is not None:
             batch = transfer(batch)
 
@@ -140,7 +144,12 @@ def local_step(
                 module.configure_gradient_clipping(optimizer, clip_value, algorithm)
             return loss
 
-        return optimizer.step(closure)  # type: ignore[arg-type, return-value]
+        if step_directly is None or not stepped:  # a learning rate schedule looks for one call of `step`
+            stepped = True
+            return optimizer.step(closure)  # type: ignore[arg-type, return-value]
+        loss = closure()
+        step_directly()
+        return loss
 
     def full_step(batch: Any, index: int) -> Tensor | None:
         if transfer is not None:

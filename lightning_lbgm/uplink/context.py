@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class Context:
 
     def child(self, position: int, shared: State) -> Context:
         """Return the context of a stage within a stage."""
-        return replace(self, shared=shared, path=(*self.path, position))
+        return Context(self.round_index, shared, self.seed, (*self.path, position))
 
     def draw_seed(self) -> int:
         """Return a seed in ``[0, 2**63)``: the same for the same run, round and path, another one each time without."""

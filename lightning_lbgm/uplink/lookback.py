@@ -162,9 +162,11 @@ class LookBack(Stage):
         if update.squared_norm() == 0:
             return 0.0, [0.0] * self._span.count(basis, update.layout) if may_recycle and update.size else None
         error, coefficients = self._span.fit(basis, products, update)
+        if not may_recycle or error > threshold or not coefficients:
+            return error, None
         # Coefficients that their dtype cannot hold would decode to something that is not finite.
-        fit = all(abs(coefficient) <= torch.finfo(update.dtype).max for coefficient in coefficients)
-        return error, coefficients if coefficients and may_recycle and error <= threshold and fit else None
+        largest = torch.finfo(update.dtype).max
+        return error, coefficients if all(abs(coefficient) <= largest for coefficient in coefficients) else None
 
     def _decoded(self, index: int, part: Payload, state: State) -> Payload:
         if not isinstance(part, Coefficients):

@@ -6,7 +6,7 @@ import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from lightning_lbgm.describe import describe
@@ -144,11 +144,13 @@ class Chain(Stage):
         return {"stages": [stage.init_shared() for stage in self.stages]}
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        encoded = Encoded(update)
+        encoded: Encoded | None = None
         for position, (stage, stage_state) in enumerate(zip(self.stages, state["stages"])):
-            step = stage.encode(encoded.payload, stage_state, self._child(context, position))
-            encoded = Encoded(step.payload, step.decision or encoded.decision, step.reads, step.writes)
-        return encoded
+            payload, decision = (update, None) if encoded is None else (encoded.payload, encoded.decision)
+            encoded = stage.encode(payload, stage_state, self._child(context, position))
+            if encoded.decision is None and decision is not None:
+                encoded = replace(encoded, decision=decision)
+        return Encoded(update) if encoded is None else encoded
 
     def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         # Payloads of the stages before the last one decode themselves.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout
-from lightning_lbgm.uplink.payload import Payload
+from lightning_lbgm.uplink.payload import Dense, Payload, inner
 
 __all__ = ["ROUNDINGS", "Basis", "Span", "lbp_error", "new_basis", "payloads", "project"]
 
@@ -99,6 +99,13 @@ class Span:
 
     def dots(self, basis: Basis, update: Payload) -> Any:
         """Return the inner products of an update with the vectors."""
+        if isinstance(update, Dense):
+            return [
+                inner(update.values, state["values"])
+                if state["kind"] == "Dense"
+                else update.dot(Payload.from_state(state, update.layout))
+                for state in basis["payloads"]
+            ]
         return [update.dot(payload) for payload in payloads(basis, update.layout)]
 
     def fit(self, basis: Basis, products: Any, update: Payload) -> tuple[float, list[float]]:
@@ -144,6 +151,11 @@ class Span:
 
 def _copy(update: Payload, spare: dict[str, Any] | None) -> dict[str, Any]:
     """Copy an update, into the storage of one that is not needed any more where that fits."""
+    if spare is not None and isinstance(update, Dense) and spare["kind"] == "Dense":  # the usual case, at every round
+        values: Tensor = spare["values"]
+        if values.shape == update.values.shape and values.dtype == update.dtype:
+            values.copy_(update.values)
+            return spare
     if spare is not None:
         old = Payload.from_state(spare, update.layout)
         kept, new = old.tensors(), update.tensors()

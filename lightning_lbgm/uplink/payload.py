@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer
 
-__all__ = ["Dense", "Payload", "inner", "is_safe"]
+__all__ = ["Dense", "Payload", "inner", "inners", "is_safe"]
 
 # Outside this range a float32 sum of squares has lost digits to underflow, or overflows.
 _SAFE_SQUARES = (1e-26, 1e36)
+_BLOCK = 2**18  # entries: 1 MB in float32
 
 
 def inner(a: Tensor, b: Tensor) -> float:
@@ -28,6 +29,24 @@ def inner(a: Tensor, b: Tensor) -> float:
     if a.dtype != torch.float64 and not is_safe(abs(result)):
         result = float(torch.dot(a.double(), b.double()))
     return result
+
+
+def inners(a: Tensor, others: Sequence[Tensor]) -> list[float]:
+    """Return the inner products of a vector of shape ``(n,)`` with several others.
+
+    A vector that the cache does not hold is read block by block, so that it comes from memory once for all of them.
+    """
+    if a.numel() <= 4 * _BLOCK or len(others) == 1 or a.device.type != "cpu":
+        return [inner(a, other) for other in others]
+    totals = [0.0] * len(others)
+    for start in range(0, a.numel(), _BLOCK):
+        block = a[start : start + _BLOCK]
+        for index, other in enumerate(others):
+            totals[index] += float(torch.dot(block, other[start : start + _BLOCK]))
+    return [
+        total if a.dtype == torch.float64 or is_safe(abs(total)) else inner(a, other)
+        for total, other in zip(totals, others)
+    ]
 
 
 def is_safe(magnitude: float) -> bool:
@@ -119,6 +138,10 @@ class Payload(ABC):
         if self._squared_norm is None:
             self._squared_norm = self.dot(self)
         return self._squared_norm
+
+    def dots(self, others: Sequence[Payload]) -> list[float]:
+        """Return the inner products with several payloads of the same size."""
+        return [self.dot(other) for other in others]
 
     def split(self) -> list[Payload]:
         """Cut into one payload per parameter tensor."""
@@ -256,6 +279,16 @@ class Dense(Payload):
 
     def _dot(self, other: Payload) -> float | None:
         return inner(self.values, other.values) if isinstance(other, Dense) else None
+
+    def dots(self, others: Sequence[Payload]) -> list[float]:
+        vectors = [other.values for other in others if isinstance(other, Dense)]
+        if len(vectors) < len(others):
+            return super().dots(others)
+        if self._squared_norm is not None:
+            return inners(self.values, vectors)
+        # Whoever asks for inner products will ask for the norm.
+        *products, self._squared_norm = inners(self.values, [*vectors, self.values])
+        return products
 
     def compress(self, encode: Callable[[Dense], Payload], *, factors: bool = False) -> Payload:
         return encode(self)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout
-from lightning_lbgm.uplink.payload import Dense, Payload, inner
+from lightning_lbgm.uplink.payload import Dense, Payload
 
 __all__ = ["ROUNDINGS", "Basis", "Span", "lbp_error", "new_basis", "payloads", "project"]
 
@@ -99,14 +99,7 @@ class Span:
 
     def dots(self, basis: Basis, update: Payload) -> Any:
         """Return the inner products of an update with the vectors."""
-        if isinstance(update, Dense):
-            return [
-                inner(update.values, state["values"])
-                if state["kind"] == "Dense"
-                else update.dot(Payload.from_state(state, update.layout))
-                for state in basis["payloads"]
-            ]
-        return [update.dot(payload) for payload in payloads(basis, update.layout)]
+        return update.dots(payloads(basis, update.layout))
 
     def fit(self, basis: Basis, products: Any, update: Payload) -> tuple[float, list[float]]:
         """Project an update that is not zero, by its ``dots``.

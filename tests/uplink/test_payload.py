@@ -388,3 +388,23 @@ def test_a_clone_shares_no_memory(kind, sizes, seed):
     for tensor in payload.tensors():
         tensor.fill_(1)
     np.testing.assert_array_equal(copy.dense().numpy(), expected)
+
+
+@pytest.mark.parametrize("size", [1000, 2**20 + 12345])  # the second is read in blocks
+def test_inner_products_with_several_vectors(size):
+    torch.manual_seed(0)
+    update, others = torch.randn(size), [torch.randn(size) for _ in range(2)]
+    for known in (False, True):
+        payload = Dense(update)
+        if known:
+            payload.squared_norm()
+        products = payload.dots([Dense(other) for other in others])
+        expected = [float(update.double() @ other.double()) for other in others]
+        assert products == pytest.approx(expected, abs=1e-5 * size**0.5)
+        assert payload.squared_norm() == pytest.approx(float(update.double() @ update.double()), rel=1e-5)
+
+
+def test_inner_products_in_blocks_survive_any_scale():
+    update = torch.full((2**20 + 5,), 1e-25)  # its squares underflow in float32
+    assert Dense(update).dots([Dense(update)]) == pytest.approx([(2**20 + 5) * 1e-50], rel=1e-5)
+    assert Dense(update * 1e45).dots([Dense(update * 1e45)])[0] == pytest.approx((2**20 + 5) * 1e40, rel=1e-5)

@@ -1,10 +1,11 @@
-"""Several fits in one launch, for test_processes.py: ``python processes_script.py DEVICES FOLDER``.
+"""Several fits in one launch, for test_processes.py: ``python processes_script.py DEVICES FOLDER [CHECKPOINT]``.
 
 Rank r writes ``FOLDER/rank{r}.pt``: for each fit what came of it on that rank.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -107,9 +108,9 @@ def noisy_strategy() -> LBGMFederated:
     )
 
 
-def main(devices: int, folder: Path) -> None:
+def main(devices: int, folder: Path, source: Path | None = None) -> None:
     results = {}
-    rank = int(__import__("os").environ.get("LOCAL_RANK", 0))
+    rank = int(os.environ.get("LOCAL_RANK", 0))
 
     # Seeded apart: rank 0's parameters and seed count.
     pl.seed_everything(5)
@@ -124,13 +125,16 @@ def main(devices: int, folder: Path) -> None:
     trainer = noisy.pop("trainer")
     results["threads"] = torch.get_num_threads()
     results["noisy"] = noisy
+    results["rank"] = (trainer.global_rank, trainer.world_size, trainer.is_global_zero)
+    results["holds"] = {
+        name: trainer.logged_metrics.get(name) is not None for name in ("train/loss", "train/third_step")
+    }
     sizes = trainer.predict(module, DataLoader(make_data(41, seed=2), batch_size=10))
     results["predicted"] = sum(sizes)
     results["tested"] = trainer.validate(module, DataLoader(make_data(40, seed=1), batch_size=10), verbose=False)[0]
 
     resumed = NoisyModule()
-    source = folder.parent / "source.ckpt"
-    if source.exists():
+    if source is not None:
         results["resumed"] = run(folder, devices, resumed, noisy_strategy(), max_epochs=8, ckpt_path=source)
         results["resumed"].pop("trainer")
 
@@ -155,7 +159,8 @@ def main(devices: int, folder: Path) -> None:
     results["rare"] = run(folder, devices, RareMetric(), LBGMFederated(num_clients=4, seed=0), dataset, max_epochs=2)
     results["rare"].pop("trainer")
     torch.save(results, folder / f"rank{rank}.pt")
+    trainer.strategy.barrier()  # rank 0 ends last, for who waits for it reads all files
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), *map(Path, sys.argv[2:]))

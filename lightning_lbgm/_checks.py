@@ -11,13 +11,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_lbgm import _lightning
 from lightning_lbgm.data import RoundLoader, has_plain_sampler
 
 __all__ = [
     "check_environment",
     "check_fit",
     "check_loader",
+    "check_same_data",
     "check_same_federation",
     "check_single_loader",
     "warn_of_changed_parameters",
@@ -25,20 +25,8 @@ __all__ = [
 ]
 
 
-def check_environment(trainer: pl.Trainer, num_devices: int, num_nodes: int, sync_batchnorm: bool) -> None:
-    """Refuse several devices or nodes, and synchronised BatchNorm."""
-    if num_devices > 1 and not _lightning.devices_are_automatic(trainer):
-        raise MisconfigurationException(
-            f"`Trainer(devices={num_devices}, strategy=LBGMFederated(...))` is not supported yet: all clients are"
-            " simulated on one device. Use `devices=1`."
-        )
-    if num_devices > 1:
-        device = trainer.strategy.root_device
-        rank_zero_warn(f"LBGMFederated simulates on one device: {device} of {num_devices} is used.")
-    if num_nodes > 1:
-        raise MisconfigurationException(
-            f"`Trainer(num_nodes={num_nodes}, strategy=LBGMFederated(...))` is not supported yet: use `num_nodes=1`."
-        )
+def check_environment(sync_batchnorm: bool) -> None:
+    """Refuse synchronised BatchNorm."""
     if sync_batchnorm:
         raise MisconfigurationException(
             "`Trainer(sync_batchnorm=True)` has no meaning for federated clients, which train apart. Remove it, and"
@@ -92,10 +80,21 @@ def check_loader(loader: object) -> DataLoader[Any]:
     return loader
 
 
-def check_single_loader(loaders: object) -> None:
-    """Refuse a collection of training loaders, whose members a strategy sees one by one."""
+def check_same_data(fingerprints: list[str]) -> None:
+    """Refuse processes that have dealt different data to the clients."""
+    if len(set(fingerprints)) > 1:
+        raise MisconfigurationException(
+            "The processes have dealt the training examples to the clients differently: the dataset, its labels or its"
+            " split differ between them. Seed what is random in it, for instance with `seed_everything(...)` at the"
+            " top of the script."
+        )
+
+
+def check_single_loader(loaders: object) -> RoundLoader:
+    """Return the training loader; refuse a collection of them, whose members a strategy sees one by one."""
     if not isinstance(loaders, RoundLoader):
         raise _needs_one_loader(f"a {type(loaders).__name__} of loaders")
+    return loaders
 
 
 def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> None:

@@ -9,13 +9,29 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.utilities.data import has_iterable_dataset
+from lightning.fabric.utilities.distributed import (
+    _all_gather_ddp_if_available,
+    _get_default_process_group_backend_for_device,
+    _init_dist_connection,
+    _sync_ddp_if_available,
+)
+from lightning.fabric.utilities.imports import _IS_INTERACTIVE
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.data_connector import _get_distributed_sampler
+from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.data import _update_dataloader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lbgm.clients import LogCapture, direct_step
 from lightning_lbgm.data import Round
@@ -25,21 +41,21 @@ __all__ = [
     "ClientProgress",
     "batch_transfer",
     "captured_log",
-    "devices_are_automatic",
+    "gather_tensor",
+    "init_process_group",
     "local_step",
+    "make_launcher",
     "pass_rounds_through",
+    "reduce_tensor",
     "set_round_size",
+    "shard_loader",
+    "take_over_distributed_sampler",
 ]
 
 _STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 _MODULE_STEP_HOOKS = ("optimizer_zero_grad", "backward", "configure_gradient_clipping")
 _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 LOG_ARGUMENTS = tuple(inspect.signature(pl.LightningModule.log).parameters)[3:]  # after self, name and value
-
-
-def devices_are_automatic(trainer: pl.Trainer) -> bool:
-    """Tell whether the user left the number of devices open: the strategy is told only what that resolved to."""
-    return trainer._accelerator_connector._devices_flag in ("auto", None)
 
 
 def set_round_size(trainer: pl.Trainer, num_examples: int) -> None:
@@ -184,6 +200,64 @@ def _loss_of(output: Any) -> Tensor | None:
             f" {type(output).__name__}."
         )
     return loss
+
+
+# Several processes, as Lightning's own DDP strategy has them.
+
+reduce_tensor = _sync_ddp_if_available
+gather_tensor = _all_gather_ddp_if_available
+
+
+def make_launcher(strategy: Any) -> Any:
+    """Return what starts the other processes of this node, where the cluster does not, and runs the trainer in each.
+
+    A script is started again; a notebook, which cannot be, is forked.
+    """
+    environment = strategy.cluster_environment
+    if _IS_INTERACTIVE and not environment.creates_processes_externally:
+        return _MultiProcessingLauncher(strategy, start_method="fork")
+    return _SubprocessScriptLauncher(environment, strategy.num_processes, strategy.num_nodes)
+
+
+def init_process_group(environment: ClusterEnvironment, device: torch.device) -> None:
+    """Connect the processes, where they are not yet."""
+    _init_dist_connection(
+        environment,
+        _get_default_process_group_backend_for_device(device),
+        timeout=default_pg_timeout,
+        device_id=None if device.type == "cpu" else device,
+    )
+
+
+def take_over_distributed_sampler(trainer: pl.Trainer) -> bool:
+    """Return ``Trainer(use_distributed_sampler=...)`` and switch it off: Lightning refuses it to this strategy."""
+    connector = trainer._accelerator_connector
+    wanted, connector.use_distributed_sampler = connector.use_distributed_sampler, False
+    return wanted
+
+
+def shard_loader(trainer: pl.Trainer, loader: object, num_replicas: int, rank: int) -> object:
+    """Return a loader of this process's share of an evaluation DataLoader, as Lightning would shard it."""
+    if (
+        not isinstance(loader, DataLoader)
+        or isinstance(loader.sampler, DistributedSampler)
+        or has_iterable_dataset(loader)
+    ):
+        return loader
+    mode = RunningStage.PREDICTING if trainer.predicting else RunningStage.VALIDATING
+    sampler = _get_distributed_sampler(
+        loader,
+        shuffle=False,
+        overfit_batches=trainer.overfit_batches,  # type: ignore[attr-defined]
+        mode=mode,
+        num_replicas=num_replicas,
+        rank=rank,
+    )
+    if isinstance(loader.batch_sampler, _IndexBatchSamplerWrapper):
+        # For predictions Lightning has made a loader of its own already, which cannot be made over again.
+        loader.batch_sampler._batch_sampler.sampler = sampler  # type: ignore[attr-defined]
+        return loader
+    return _update_dataloader(loader, sampler, mode=mode)
 
 
 class ClientProgress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -95,6 +96,28 @@ class Buffers:
                 self._sums[name].add_(change)
             else:
                 self._sums[name] = change
+
+    @property
+    def received(self) -> list[str]:
+        """Names of the buffers that clients have sent in this round."""
+        return sorted(self._sums)
+
+    @torch.no_grad()
+    def combine(self, names: Iterable[str], all_reduce_sum: Callable[[Tensor], None]) -> None:
+        """Add up what several processes have received.
+
+        Args:
+            names: The buffers received anywhere, in the same order in each process.
+            all_reduce_sum: Replaces a tensor by its sum over the processes.
+        """
+        sums = {name: self._sums.get(name, torch.zeros_like(self._server[name])) for name in names}
+        if not sums:
+            return
+        together = torch.cat([value.reshape(-1) for value in sums.values()])
+        all_reduce_sum(together)
+        for value, part in zip(sums.values(), together.split([value.numel() for value in sums.values()])):
+            value.copy_(part.view_as(value))
+        self._sums = sums
 
     @torch.no_grad()
     def finish_round(self, total_weight: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.buffers import Buffers
-from lightning_lbgm.clients import ClientTrainer, ClientUpdate, RoundStart
-from lightning_lbgm.data import Round
+from lightning_lbgm.clients import ClientTrainer, ClientUpdate, LogCapture, RoundStart
+from lightning_lbgm.data import Round, deal
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
+from lightning_lbgm.processes import World, to_device
 from lightning_lbgm.rng import isolated_rng
 from lightning_lbgm.server import Server
 from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult, State
@@ -23,11 +24,14 @@ __all__ = ["Federation"]
 
 
 class Federation:
-    """Clients, uplink and server of one run, simulated in one process.
+    """Clients, uplink and server of one run, simulated in one process or in several.
 
     A round streams the cohort: a ``ClientTrainer`` yields one client's update at a time, a vector of shape ``(M,)``
     that it may reuse. Only a ``Message`` reaches the server; both ends share one copy of the
     look-back gradients, which are equal by construction.
+
+    Of several processes (ranks) each trains its share of every cohort and holds the state of its own clients. At the
+    end of the client phase they add up what they have received; the server's step is the same in each.
 
     Args:
         flat: The trainable parameters.
@@ -36,6 +40,7 @@ class Federation:
         buffers: What becomes of the module's buffers.
         weighting: ``"examples"``, omega_k = n_k / sum(n_j) over the cohort; or ``"uniform"``.
         seed: The run's seed.
+        world: The processes. None: this one alone.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Federation:
         buffers: Buffers,
         weighting: Literal["examples", "uniform"],
         seed: int,
+        world: World | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
@@ -53,9 +59,11 @@ class Federation:
         self.buffers = buffers
         self.weighting = weighting
         self.seed = seed
+        self.world = world or World()
         self.round_index = 0
         self.ledger = Ledger()
         self.clients: dict[int, State] = {}
+        self._homes: dict[int, int] = {}  # the rank that holds a client's state, of all clients
         self.shared = uplink.init_shared()
         self._reports: list[ClientReport] = []
         self._touched: list[int] = []  # clients that had their turn in the round at hand
@@ -81,17 +89,17 @@ class Federation:
         self._in_round = True
         self.server.begin_round()
         self.buffers.begin_round()
+        weights = self._weights(round_)
         examples = dict(zip(round_.cohort, round_.num_examples))
-        total = sum(round_.num_examples) if self.weighting == "examples" else len(round_.cohort)
         loss_sum = torch.zeros((), device=self.flat.device)
         loss_weight = 0
         start = RoundStart(self.server.server_params, self.seed, self._own_buffers)
         try:
+            share = self._take_share(round_)
             with isolated_rng(self.flat.device):
-                for update in trainer.run(round_, start):
-                    num_examples = examples[update.client_id]
-                    weight = num_examples / total if self.weighting == "examples" else 1 / total
-                    report = self._send(update, num_examples, weight)
+                for update in trainer.run(share, start):
+                    client_id = update.client_id
+                    report = self._send(update, examples[client_id], weights[client_id])
                     self._reports.append(report)
                     if report.rejected:
                         trainer.capture.reject()
@@ -101,11 +109,56 @@ class Federation:
                             loss_sum = loss_sum + update.local.loss_sum
                             loss_weight += update.local.num_examples
                     if on_client_end is not None:
-                        on_client_end(len(self._reports), len(round_.cohort))
+                        # The share stands for the whole: the others are about as far.
+                        on_client_end(len(self._reports) * len(weights) // len(share.cohort), len(weights))
+            if self.world.size > 1:
+                loss_sum, loss_weight = self._combine(trainer.capture, weights, loss_sum, loss_weight)
         except BaseException:
+            self.world.close()
             self.abort_round()
             raise
         return loss_sum / loss_weight if loss_weight else loss_sum * math.nan
+
+    @property
+    def in_round(self) -> bool:
+        """Whether the client phase of a round has begun and the server has not stepped yet."""
+        return self._in_round
+
+    def _weights(self, round_: Round) -> dict[int, float]:
+        """Return omega_k of the cohort."""
+        counts = round_.num_examples if self.weighting == "examples" else (1,) * len(round_.cohort)
+        total = sum(counts)
+        return {client_id: count / total for client_id, count in zip(round_.cohort, counts)}
+
+    def _take_share(self, round_: Round) -> Round:
+        """Return the round of the clients that are trained here, with their state brought here."""
+        if self.world.size == 1:
+            return round_
+        ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, self._homes, self.world.size)))
+        moves = [(k, self._homes[k], rank) for k, rank in ranks.items() if self._homes.get(k, rank) != rank]
+        self.world.move(moves, self.clients, self.flat.device)
+        self._homes.update(ranks)
+        return round_.part([client_id for client_id, rank in ranks.items() if rank == self.world.rank])
+
+    def _combine(
+        self, capture: LogCapture, weights: Mapping[int, float], loss_sum: Tensor, loss_weight: int
+    ) -> tuple[Tensor, int]:
+        """Make of every rank's client phase the whole round's, the same on every rank."""
+        module, device = self.buffers.module, self.flat.device
+        own = {
+            "reports": self._reports,
+            "buffers": self.buffers.received,
+            "log": capture.export(module),
+            "loss": (float(loss_sum), loss_weight),
+        }
+        parts = self.world.gather(own, f"round {self.round_index}")
+        self._reports = sorted((r for part in parts for r in part["reports"]), key=lambda report: report.client_id)
+        sent = [weights[report.client_id] for report in self._reports if not report.rejected]
+        self.server.combine(sent, self.world.all_reduce_sum)
+        self.buffers.combine(sorted({n for part in parts for n in part["buffers"]}), self.world.all_reduce_sum)
+        capture.combine([part["log"] for part in parts], module, device)
+        losses, counts = zip(*(part["loss"] for part in parts))
+        return torch.tensor(sum(losses), dtype=loss_sum.dtype, device=device), sum(counts)
 
     def finish_round(self) -> RoundReport:
         """Make the server's step, leave the global parameters in the module, and close the account of the round."""
@@ -207,32 +260,38 @@ class Federation:
         """Return the federation as built-ins and tensors (shared, not copied).
 
         Within a round it is that of the round's start, without the clients that had their turn: as after an abort.
+
+        Of several processes all must call it; rank 0 gets all clients, the others their own. Within a round, and where
+        the connection is broken, rank 0 too gets its own alone: the others' send in full next time.
         """
+        clients = {k: state for k, state in self.clients.items() if k not in self._touched}
+        if self.world.size > 1 and self.world.is_open and not self._in_round:
+            parts = self.world.gather_to_first(to_device(clients, "cpu"), "clients' state")
+            if self.world.rank == 0:
+                clients = dict(sorted(item for part in parts for item in part.items()))
         return {
             "round_index": self.round_index,
             "seed": self.seed,
             "ledger": self.ledger.state_dict(),
             "server": self.server.state_dict(),
             "uplink": self.shared,
-            "clients": {k: state for k, state in self.clients.items() if k not in self._touched},
+            "clients": clients,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state_dict``, made by a federation with the same settings."""
+    def load_state_dict(self, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
+        """Continue from ``state_dict``, made by a federation with the same settings, in any number of processes.
+
+        Args:
+            state: The state.
+            work: Each client's local work, to deal the clients to the processes. None: all the same.
+        """
         self.round_index = state["round_index"]
         self.seed = state["seed"]
         self.ledger = Ledger(**state["ledger"])
         self.server.load_state_dict(state["server"])
-        self.shared = _to_device(state["uplink"], self.flat.device)
-        self.clients = _to_device(state["clients"], self.flat.device)
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    """Move the tensors in nested built-ins."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _to_device(item, device) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_device(item, device) for item in value]
-    return value
+        self.shared = to_device(state["uplink"], self.flat.device)
+        ids = sorted(state["clients"])
+        ranks = deal(ids, [1 if work is None else work[k] for k in ids], {}, self.world.size)
+        self._homes = dict(zip(ids, ranks))
+        own = {k: client for k, client in state["clients"].items() if self._homes[k] == self.world.rank}
+        self.clients = to_device(own, self.flat.device)

@@ -65,6 +65,17 @@ class Server:
         self._total_weight += weight
         self._num_received += 1
 
+    def combine(self, weights: Iterable[float], all_reduce_sum: Callable[[Tensor], None]) -> None:
+        """Add up what several processes have received.
+
+        Args:
+            weights: The weight of each update received anywhere, in the same order in each process.
+            all_reduce_sum: Replaces a tensor by its sum over the processes.
+        """
+        weights = list(weights)
+        all_reduce_sum(self._sum)
+        self._total_weight, self._num_received = sum(weights), len(weights)
+
     @torch.no_grad()
     def mean_update(self, cohort_size: int) -> Tensor | None:
         """Finish the average and return it, shape ``(M,)``, valid until the next round; None where none was received.

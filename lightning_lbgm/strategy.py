@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -19,14 +19,15 @@ from typing_extensions import override
 
 from lightning_lbgm import _lightning
 from lightning_lbgm._checks import (
-    check_environment,
     check_fit,
     check_loader,
+    check_same_data,
     check_same_federation,
     check_single_loader,
     warn_of_changed_parameters,
     warn_of_own_buffers,
 )
+from lightning_lbgm._processes_strategy import ProcessesStrategy
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.clients import LocalTrainer, LogCapture, SequentialTrainer
@@ -54,8 +55,8 @@ _CHECKPOINT_KEY = "lightning_lbgm"
 _LIGHTNING_LOG_EVERY_N_STEPS = 50
 
 
-class LBGMFederated(SingleDeviceStrategy):
-    """Train a LightningModule as a federation of many clients, simulated in this process.
+class LBGMFederated(ProcessesStrategy):
+    """Train a LightningModule as a federation of many clients, simulated on one device or dealt to several.
 
     Your module, your DataModule and the rest of your ``Trainer`` stay as they are. One Lightning training batch is
     one communication round: ``max_epochs``, ``max_steps``, ``val_check_interval``, ``log_every_n_steps`` and learning
@@ -97,11 +98,6 @@ class LBGMFederated(SingleDeviceStrategy):
     """
 
     strategy_name = "lbgm_federated"
-
-    # Filled by the Trainer because they exist.
-    parallel_devices: list[torch.device] | None = None
-    num_nodes = 1
-    _layer_sync: Any = None
 
     def __init__(
         self,
@@ -187,18 +183,7 @@ class LBGMFederated(SingleDeviceStrategy):
             resolved["num_parameters"] = self._federation.flat.num_parameters
         return resolved
 
-    # Device and environment
-
-    @property
-    @override
-    def root_device(self) -> torch.device:
-        return self.parallel_devices[0] if self.parallel_devices else self._root_device
-
-    @override
-    def setup_environment(self) -> None:
-        num_devices = len(self.parallel_devices or [])
-        check_environment(self._trainer(), num_devices, self.num_nodes, self._layer_sync is not None)
-        super().setup_environment()
+    # Environment
 
     @override
     def connect(self, model: pl.LightningModule) -> None:
@@ -213,7 +198,7 @@ class LBGMFederated(SingleDeviceStrategy):
             check_fit(trainer, self._module())
             if trainer.log_every_n_steps == _LIGHTNING_LOG_EVERY_N_STEPS:  # type: ignore[attr-defined]
                 trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
-            self._run_seed = self._resolve_seed()
+            self._run_seed = self.world.broadcast(self._resolve_seed())
         super().setup(trainer)
         if trainer.state.fn == TrainerFn.FITTING and self._undo_patch is None:
             self._undo_patch = _lightning.pass_rounds_through(self._module())
@@ -231,11 +216,13 @@ class LBGMFederated(SingleDeviceStrategy):
             Buffers(module, self.buffers),
             self.weighting,
             self._resolve_seed(),
+            self.world,
         )
         restored, self._restored = self._restored, None
         if restored is not None:
             check_same_federation(restored["identity"], self._identity(federation))
-            federation.load_state_dict(restored)
+            feed = self._round_loader().feed
+            federation.load_state_dict(restored, {k: feed.work(k) for k in range(self.num_clients)})
         return federation
 
     def _identity(self, federation: Federation) -> dict[str, Any]:
@@ -253,9 +240,9 @@ class LBGMFederated(SingleDeviceStrategy):
 
     @override
     def process_dataloader(self, dataloader: object) -> object:
-        """Turn the training DataLoader into a loader of rounds; others pass."""
+        """Turn the training DataLoader into a loader of rounds; each process gets its share of others."""
         if not self._trainer().training:
-            return dataloader
+            return super().process_dataloader(dataloader)
         loader = check_loader(dataloader)
         plan = plan_from_loader(loader, self.local_epochs, self.local_steps)
         partitions = make_partitions(loader.dataset, self.num_clients, self.partitioner, self._resolve_seed())
@@ -275,7 +262,9 @@ class LBGMFederated(SingleDeviceStrategy):
     def on_train_start(self) -> None:
         # The last hook before the first round: callbacks have frozen what they freeze, the trainer's state is restored.
         trainer, module = self._trainer(), self._module()
-        check_single_loader(trainer.train_dataloader)
+        feed = self._round_loader().feed
+        if self.world.size > 1:
+            check_same_data(self.world.gather(feed.fingerprint(), "the partition"))
         continues = self._fit_trainer is trainer and trainer.global_step > 0 and self._restored is None
         if self._federation is None or not continues or not self._federation.flat.is_current(module):
             self._federation = self._make_federation()
@@ -308,7 +297,8 @@ class LBGMFederated(SingleDeviceStrategy):
             local_trainer = LocalTrainer(optimizer, step, capture)
             clients = SequentialTrainer(local_trainer, federation.flat, federation.buffers)
             loss = federation.run_clients(round_, clients, self._on_client_end)
-        capture.flush(module.log)
+        # The processes agree on the values already; a sum over the ranks would count them again.
+        capture.flush(module.log, **({"sync_dist": False} if self.world.size > 1 else {}))
         return loss
 
     @override
@@ -335,6 +325,13 @@ class LBGMFederated(SingleDeviceStrategy):
             fresh.round_index, fresh.ledger, fresh.seed = federation.round_index, federation.ledger, federation.seed
             self._federation = federation = fresh
         return federation
+
+    def _round_loader(self) -> RoundLoader:
+        return check_single_loader(self._trainer().train_dataloader)
+
+    @override
+    def _in_step(self) -> bool:
+        return super()._in_step() and not (self._federation is not None and self._federation.in_round)
 
     def _on_client_end(self, done: int, total: int) -> None:
         trainer = self._trainer()

@@ -108,8 +108,6 @@ def test_misfitting_data_is_refused_at_fit_start(fit, strategy, dataset, error, 
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2.*Use 1"),
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "GradientAccumulationScheduler.*drop the callback"),
         ({"sync_batchnorm": True}, "sync_batchnorm=True.*buffers"),
-        ({"devices": 2}, "devices=2.*devices=1"),
-        ({"num_nodes": 2}, "num_nodes=2.*num_nodes=1"),
     ],
 )
 def test_trainer_settings_that_make_no_sense_are_refused(fit, trainer, message):

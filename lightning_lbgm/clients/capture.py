@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 __all__ = ["LogCapture"]
@@ -146,6 +146,48 @@ class LogCapture:
     def reject(self) -> None:
         """Forget what the client logged."""
         self._client = {}
+
+    def export(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Return the round's entries as plain values, for other processes that train clients of the same round.
+
+        Args:
+            module: Where a ``torchmetrics.Metric`` is found again by the name of its attribute.
+        """
+        paths = {id(child): name for name, child in module.named_modules() if isinstance(child, Metric)}
+        return [
+            {
+                "name": name,
+                # As a word, for a lambda does not travel; a process group has no meaning elsewhere.
+                "options": {**entry.options, "reduce_fx": entry.reduction, "sync_dist_group": None},
+                "reduction": entry.reduction,
+                "total": None if entry.total is None else (float(entry.total), entry.total.dtype),
+                "weight": entry.weight,
+                "metric": paths.get(id(entry.last)),
+            }
+            for name, entry in self._round.items()
+        ]
+
+    def combine(self, parts: Sequence[list[dict[str, Any]]], module: nn.Module, device: torch.device) -> None:
+        """Make of all processes' entries the same in each, with the options of the first that has the name.
+
+        A metric keeps what its own process has seen, until Lightning computes it over the processes: all have to log
+        it for that, also one whose clients did not.
+
+        Args:
+            parts: What ``export`` returned in each process, in order.
+            module: The module.
+            device: Where values go.
+        """
+        own, self._round = self._round, {}
+        for part in parts:
+            for item in part:
+                name, total = item["name"], item["total"]
+                known = self._round.setdefault(name, _Entry(item["options"], item["reduction"]))
+                value = None if total is None else torch.tensor(total[0], dtype=total[1], device=device)
+                metric = None if item["metric"] is None else module.get_submodule(item["metric"])
+                known.merge(_Entry(item["options"], item["reduction"], value, item["weight"], metric or known.last))
+        for name, entry in own.items():
+            self._round[name].last = entry.last
 
     def flush(self, log: Callable[..., None], **overrides: Any) -> None:
         """Log every value of the round through ``log`` and start afresh.

@@ -2,6 +2,7 @@
 
 from lightning_lbgm.data.batches import BatchPlan, bulk_reader
 from lightning_lbgm.data.cohort import resolve_cohort_size, sample_cohort
+from lightning_lbgm.data.deal import deal
 from lightning_lbgm.data.feed import ClientFeed, LocalBatch, has_plain_sampler, plan_from_loader
 from lightning_lbgm.data.labels import find_labels
 from lightning_lbgm.data.loader import Round, RoundLoader
@@ -26,6 +27,7 @@ __all__ = [
     "Round",
     "RoundLoader",
     "bulk_reader",
+    "deal",
     "find_labels",
     "has_plain_sampler",
     "make_partitions",

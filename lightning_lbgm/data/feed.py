@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -97,6 +98,18 @@ class ClientFeed:
     def num_examples(self, client_id: int) -> int:
         """Return n_k."""
         return len(self.partitions[client_id])
+
+    def work(self, client_id: int) -> int:
+        """Return the client's local work in a round: steps times batch size."""
+        num_examples = self.num_examples(client_id)
+        return self.plan.num_steps(num_examples) * min(self.plan.batch_size, num_examples)
+
+    def fingerprint(self) -> str:
+        """Return a hash of which examples are whose."""
+        digest = hashlib.blake2b(digest_size=16)
+        for partition in self.partitions:
+            digest.update(partition.numpy().tobytes() + b"|")
+        return digest.hexdigest()
 
     def stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         """Yield each client of the cohort with its batches of this round; batches not taken are skipped."""

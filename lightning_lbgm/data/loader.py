@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from lightning_lbgm.data.cohort import sample_cohort
 from lightning_lbgm.data.feed import ClientFeed, LocalBatch
@@ -33,6 +33,15 @@ class Round:
     def clients(self) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         """Yield each client's id and its local batches, loaded as they are drawn."""
         return self._feed.stream(self.index, self.cohort)
+
+    @property
+    def work(self) -> tuple[int, ...]:
+        """Local work of each client: steps times batch size."""
+        return tuple(self._feed.work(client_id) for client_id in self.cohort)
+
+    def part(self, client_ids: Collection[int]) -> Round:
+        """Return the round of some of its clients alone, each with the same batches."""
+        return Round(self.index, tuple(k for k in self.cohort if k in client_ids), self._feed)
 
     def __repr__(self) -> str:
         """Show the round without its data."""

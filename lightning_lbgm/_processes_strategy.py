@@ -1,0 +1,177 @@
+"""The strategy's other half: the device of this process, and the processes of a ``Trainer`` with several devices."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.environments import ClusterEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_lbgm import _lightning
+from lightning_lbgm._checks import check_environment
+from lightning_lbgm.processes import ProcessGroupWorld, World
+
+__all__ = ["ProcessesStrategy"]
+
+
+class ProcessesStrategy(SingleDeviceStrategy):
+    """One device in this process, and as many processes as the ``Trainer`` has devices on all nodes.
+
+    With one device it is a ``SingleDeviceStrategy``: no launcher, no process group. The base stays that class with
+    several too, for ``torch.compile`` and MPS restrict others.
+    """
+
+    # Filled by the Trainer because they exist.
+    parallel_devices: list[torch.device] | None = None
+    cluster_environment: ClusterEnvironment | None = None
+    num_nodes = 1
+    _layer_sync: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node_rank = 0
+        self.world = World()
+        self._shards_evaluation = False
+        self._sets_threads = False
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        return self.parallel_devices[self.local_rank] if self.parallel_devices else self._root_device
+
+    @property
+    def num_processes(self) -> int:
+        """Processes on this node."""
+        return len(self.parallel_devices or [self._root_device])
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether there are several processes: without it Lightning ignores ``self.log(sync_dist=True)``."""
+        return self.world_size > 1
+
+    @property
+    @override
+    def is_global_zero(self) -> bool:
+        return self.global_rank == 0
+
+    def set_world_ranks(self) -> None:
+        """Read the ranks off the cluster environment; the Trainer calls it when it is made."""
+        environment = self.cluster_environment
+        if environment is None or self.num_nodes * self.num_processes == 1:
+            return
+        self.local_rank, self.node_rank = environment.local_rank(), environment.node_rank()
+        # Environments that are told by their launcher ignore both.
+        environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
+        environment.set_world_size(self.num_nodes * self.num_processes)
+        self.global_rank, self.world_size = environment.global_rank(), environment.world_size()
+        for decorator in (rank_zero_only, utilities_rank_zero_only):
+            decorator.rank = self.global_rank  # type: ignore[attr-defined]
+
+    @override
+    def _configure_launcher(self) -> None:
+        if isinstance(self.cluster_environment, TorchElasticEnvironment):
+            # Processes that do not know of each other would each run the whole federation and write the same files.
+            self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
+        if self.world_size > 1:
+            # Before the launcher, which sets the variable itself.
+            self._sets_threads = "OMP_NUM_THREADS" not in os.environ
+            self._launcher = _lightning.make_launcher(self)
+
+    @override
+    def setup_environment(self) -> None:
+        check_environment(self._layer_sync is not None)
+        self.set_world_ranks()  # again, for forked processes
+        super().setup_environment()
+        if self.world_size == 1:
+            return
+        if self._sets_threads and self.root_device.type == "cpu":
+            torch.set_num_threads(1)  # threads inside small operations cost more than they give
+        assert self.cluster_environment is not None
+        assert self.lightning_module is not None
+        if not self.world.is_open or self.world.size == 1:
+            _lightning.init_process_group(self.cluster_environment, self.root_device)
+            self.world = ProcessGroupWorld()
+        # Lightning shards loaders only for its own parallel strategies, so `process_dataloader` does it.
+        self._shards_evaluation |= _lightning.take_over_distributed_sampler(self.lightning_module.trainer)
+
+    @override
+    def setup(self, trainer: pl.Trainer) -> None:
+        super().setup(trainer)
+        if self.world_size > 1:
+            assert self.lightning_module is not None
+            self._share_module(self.lightning_module)
+
+    @torch.no_grad()
+    def _share_module(self, module: nn.Module) -> None:
+        """Give every process rank 0's parameters and buffers: they may have been initialised by different seeds."""
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        values = self.world.broadcast({name: tensor.detach().cpu() for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        """Give each process its share of a validation, test or prediction DataLoader."""
+        if not self._shards_evaluation:
+            return dataloader
+        assert self.lightning_module is not None
+        return _lightning.shard_loader(
+            self.lightning_module.trainer, dataloader, num_replicas=self.world_size, rank=self.global_rank
+        )
+
+    # What Lightning asks of the processes
+
+    @override
+    def reduce(self, tensor: Any, group: Any | None = None, reduce_op: Any = "mean", **kwargs: Any) -> Any:
+        if self.world_size == 1 or not isinstance(tensor, Tensor):
+            return tensor
+        return _lightning.reduce_tensor(tensor, group, reduce_op)
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
+        if self.world_size == 1:
+            return tensor
+        return _lightning.gather_tensor(tensor, group, sync_grads)
+
+    @override
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        if self.world_size == 1:
+            return decision
+        agreeing = int(self.reduce(torch.tensor(int(decision), device=self.root_device), reduce_op="sum"))
+        return agreeing == self.world_size if all else agreeing > 0
+
+    @override
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        if self._in_step() and torch.distributed.is_initialized():
+            device = self.root_device
+            torch.distributed.barrier(device_ids=[device.index] if device.type == "cuda" else None)
+
+    @override
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        if self.world_size == 1 or not torch.distributed.is_initialized():
+            return obj
+        box = [obj]
+        torch.distributed.broadcast_object_list(box, src)
+        return box[0]
+
+    def _in_step(self) -> bool:
+        """Whether the processes are at the same place: within a round each trains its own clients."""
+        return self.world_size > 1 and self.world.is_open
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        self.world.close()
+        super().on_exception(exception)
+
+    @override
+    def teardown(self) -> None:
+        if self.world_size > 1 and self.cluster_environment is not None:
+            self.cluster_environment.teardown()
+        super().teardown()

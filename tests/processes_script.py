@@ -1,0 +1,164 @@
+"""Several fits in one launch, for test_processes.py: ``python processes_script.py DEVICES FOLDER [CHECKPOINT]``.
+
+Rank r writes ``FOLDER/rank{r}.pt``: for each fit what came of it on that rank.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torchmetrics
+from conftest import Recorder, TinyModule, build_trainer, flat_params, make_data
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_lbgm import (
+    DIANA,
+    QSGD,
+    DirichletPartitioner,
+    ErrorFeedback,
+    LBGMFederated,
+    LookBack,
+    TargetSavings,
+    TopK,
+)
+
+
+class NoisyModule(TinyModule):
+    """BatchNorm, dropout, momentum, and all kinds of logged values."""
+
+    def __init__(self) -> None:
+        net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3))
+        super().__init__(lr=0.1, net=net, momentum=0.9)
+        self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.accuracy(self(x), y)
+        self.log("train/acc", self.accuracy, on_step=False, on_epoch=True)
+        self.log("train/examples", float(len(y)), reduce_fx="sum", on_step=True)
+        self.log("train/last_step", batch_idx, reduce_fx="max", sync_dist=True)
+        if batch_idx == 2:
+            self.log("train/third_step", x.mean())
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        output = self(x)
+        self.log("val/loss", nn.functional.cross_entropy(output, y), sync_dist=True)
+        self.log("val/acc", (output.argmax(1) == y).float().mean(), sync_dist=True)
+
+    def predict_step(self, batch, batch_idx):
+        return len(batch[0])
+
+
+class RareMetric(TinyModule):
+    """Logs a metric for one client's batches only, the one with the largest first feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rare = torchmetrics.MeanMetric()
+
+    def training_step(self, batch, batch_idx):
+        if bool((batch[0][:, 0] > 50).any()):
+            self.rare(batch[0][:, 0].max())
+            self.log("rare", self.rare, on_step=True, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+
+def summary(trainer: pl.Trainer, module: pl.LightningModule, recorder: Recorder) -> dict:
+    strategy = trainer.strategy
+    return {
+        "params": flat_params(module),
+        "buffers": dict(module.named_buffers()),
+        "cohorts": [[c.client_id for c in r.clients] for r in recorder.reports],
+        "outcomes": [[c.outcome for c in r.clients] for r in recorder.reports],
+        "errors": torch.tensor([[c.lbp_error for c in r.clients] for r in recorder.reports]),
+        "ledger": strategy.ledger.state_dict(),
+        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
+        "round_metrics": recorder.callback_metrics,
+        "rounds": trainer.global_step,
+        "own_clients": sorted(strategy._federation.clients),
+    }
+
+
+def run(root: Path, devices: int, module: pl.LightningModule, strategy, dataset=None, ckpt_path=None, **kwargs) -> dict:
+    recorder = Recorder()
+    callbacks = [recorder, *kwargs.pop("callbacks", [])]
+    trainer = build_trainer(root, strategy, devices=devices, callbacks=callbacks, **kwargs)
+    dataset = make_data(120) if dataset is None else dataset
+    loader = DataLoader(dataset, batch_size=8, shuffle=True)
+    trainer.fit(module, loader, DataLoader(make_data(40, seed=1), batch_size=10), ckpt_path=ckpt_path)
+    return {**summary(trainer, module, recorder), "trainer": trainer}
+
+
+def noisy_strategy() -> LBGMFederated:
+    return LBGMFederated(
+        num_clients=9,
+        partitioner=DirichletPartitioner(0.5),
+        clients_per_round=5,
+        local_steps=3,
+        uplink=[ErrorFeedback(TopK(0.5)), LookBack(0.6)],
+        server_optimizer=lambda params: torch.optim.SGD(params, lr=0.9, momentum=0.5),
+    )
+
+
+def main(devices: int, folder: Path, source: Path | None = None) -> None:
+    results = {}
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+
+    # Seeded apart: rank 0's parameters and seed count.
+    pl.seed_everything(5)
+    module = NoisyModule()
+    if rank:
+        torch.manual_seed(99)
+        module = NoisyModule()
+    checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    noisy = run(
+        folder, devices, module, noisy_strategy(), max_epochs=8, callbacks=[checkpoint], enable_checkpointing=True
+    )
+    trainer = noisy.pop("trainer")
+    results["threads"] = torch.get_num_threads()
+    results["noisy"] = noisy
+    results["rank"] = (trainer.global_rank, trainer.world_size, trainer.is_global_zero)
+    results["logged"] = sorted(trainer.logged_metrics)
+    sizes = trainer.predict(module, DataLoader(make_data(41, seed=2), batch_size=10))
+    results["predicted"] = sum(sizes)
+    results["tested"] = trainer.validate(module, DataLoader(make_data(40, seed=1), batch_size=10), verbose=False)[0]
+
+    resumed = NoisyModule()
+    if source is not None:
+        results["resumed"] = run(folder, devices, resumed, noisy_strategy(), max_epochs=8, ckpt_path=source)
+        results["resumed"].pop("trainer")
+
+    # A steered threshold and DIANA, more ranks than clients in a round, and early stopping that all agree on.
+    torch.manual_seed(3)
+    strategy = LBGMFederated(
+        num_clients=4, clients_per_round=1, uplink=[LookBack(TargetSavings(0.5), "layer")], local_epochs=2, seed=1
+    )
+    stopping = EarlyStopping("val/loss", patience=1, min_delta=10.0)
+    results["alone"] = run(folder, devices, TinyModule(), strategy, max_epochs=9, callbacks=[stopping])
+    results["alone"].pop("trainer")
+    torch.manual_seed(3)
+    strategy = LBGMFederated(num_clients=5, uplink=[DIANA(QSGD(4))], weighting="uniform", seed=2)
+    results["diana"] = run(folder, devices, TinyModule(), strategy, max_epochs=4)
+    results["diana"].pop("trainer")
+
+    # One client is left out, and one logs a metric that no other does.
+    x, y = make_data(60).tensors
+    x[7, 0], x[31, 1] = 60.0, float("nan")
+    torch.manual_seed(3)
+    dataset = torch.utils.data.TensorDataset(x, y)
+    results["rare"] = run(folder, devices, RareMetric(), LBGMFederated(num_clients=4, seed=0), dataset, max_epochs=2)
+    results["rare"].pop("trainer")
+    torch.save(results, folder / f"rank{rank}.pt")
+    trainer.strategy.barrier()  # rank 0 ends last, for who waits for it reads all files
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *map(Path, sys.argv[2:]))

@@ -1,0 +1,226 @@
+"""Several processes: the same federation as in one, and an end for all where one ends."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import processes_script
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
+
+from lightning_lbgm import LBGMFederated
+from lightning_lbgm.data import deal
+from lightning_lbgm.processes import World
+
+HERE = Path(__file__).parent
+FITS = ("noisy", "resumed", "alone", "diana", "rare")
+
+# The deal
+
+ROUNDS = st.integers(1, 4).flatmap(
+    lambda size: st.tuples(
+        st.just(size),
+        st.lists(st.tuples(st.integers(1, 50), st.none() | st.integers(0, size - 1)), min_size=1, max_size=12),
+    )
+)
+
+
+def loads_of(ranks, work, size):
+    return [sum(w for w, rank in zip(work, ranks) if rank == r) for r in range(size)]
+
+
+@given(ROUNDS)
+def test_a_deal_leaves_no_move_that_makes_the_round_a_twentieth_shorter(drawn):
+    size, clients = drawn
+    work = [w for w, _ in clients]
+    homes = {k: home for k, (_, home) in enumerate(clients) if home is not None}
+    ranks = deal(range(len(work)), work, homes, size)
+    assert ranks == deal(range(len(work)), work, dict(reversed(homes.items())), size)
+    loads = loads_of(ranks, work, size)
+    most, least = max(loads), min(loads)
+    for w in (w for w, rank in zip(work, ranks) if loads[rank] == most and rank == loads.index(most)):
+        assert max(most - w, least + w) > 0.95 * most - 1e-9
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 3))
+def test_a_deal_of_new_clients_is_within_a_third_of_the_best(work, size):
+    """Largest first to the least loaded is at most 4/3 of the optimum (Graham 1969); moves only shorten it."""
+    best = (
+        min(max(loads_of(ranks, work, size)) for ranks in itertools.product(range(size), repeat=len(work)))
+        if len(work) <= 6
+        else max(max(work), sum(work) / size)
+    )
+    got = max(loads_of(deal(range(len(work)), work, {}, size), work, size))
+    assert got <= (4 / 3 * best if len(work) <= 6 else best + max(work)) + 1e-9
+
+
+def test_clients_stay_at_home_unless_a_move_makes_the_round_shorter():
+    # 60 against 40 and all equal: one move makes it 50 against 50, the first of the longer side.
+    homes = {1: 0, 2: 0, 3: 0, 4: 1, 5: 1}
+    assert deal([1, 2, 3, 4, 5], [20] * 5, homes, 2) == (0, 0, 0, 1, 1)
+    assert deal([1, 2, 3, 4], [20, 20, 20, 20], {1: 0, 2: 0, 3: 0, 4: 1}, 2) == (1, 0, 0, 1)
+    # New clients fill the gap, so that nobody moves.
+    assert deal([1, 2, 3, 9], [20, 20, 20, 60], {1: 0, 2: 0, 3: 0}, 2) == (0, 0, 0, 1)
+    # 51 against 49: a move would gain a fiftieth, for which no state is sent.
+    work, homes = [1] * 100, {k: int(k >= 51) for k in range(100)}
+    assert deal(range(100), work, homes, 2) == tuple(homes.values())
+
+
+def test_the_deal_of_one_rank_is_trivial():
+    assert deal([4, 7], [1, 2], {4: 0}, 1) == (0, 0)
+
+
+# One process
+
+
+def test_one_device_has_neither_launcher_nor_process_group(fit):
+    trainer, _ = fit(LBGMFederated(num_clients=4), devices=1)
+    assert trainer.strategy.launcher is None
+    assert not torch.distributed.is_initialized()
+    assert type(trainer.strategy.world) is World
+    assert (trainer.world_size, trainer.global_rank, trainer.strategy.is_distributed) == (1, 0, False)
+
+
+def test_devices_and_nodes_make_ranks(make_trainer):
+    class Second(LightningEnvironment):
+        """The first of three processes on the second of two nodes."""
+
+        creates_processes_externally = True
+
+        def node_rank(self):
+            return 1
+
+    trainer = make_trainer(LBGMFederated(num_clients=4), devices=3, num_nodes=2, plugins=[Second()])
+    try:
+        assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.node_rank) == (6, 3, 0, 1)
+        assert not trainer.is_global_zero
+        assert trainer.strategy.launcher is not None
+    finally:
+        rank_zero_only.rank = utilities_rank_zero_only.rank = 0
+
+
+# Two processes
+
+
+def launch(*command, timeout=90):
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "PL_GLOBAL_SEED", "MASTER_PORT")}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
+    return subprocess.run(
+        [sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return the results of one process, and those of each of two processes."""
+    root = tmp_path_factory.mktemp("processes")
+    one, again, two = root / "one", root / "again", root / "two"
+    for folder in (one, again, two):
+        folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "5")
+        patch.setenv("PL_SEED_WORKERS", "0")
+        processes_script.main(1, one)
+        done = launch(HERE / "processes_script.py", 2, two, one / "step=4.ckpt")
+        assert done.returncode == 0, done.stderr[-3000:]
+        processes_script.main(1, again, two / "step=4.ckpt")
+    load = lambda path: torch.load(path, weights_only=False)  # noqa: E731
+    single = load(one / "rank0.pt")
+    single["resumed"] = load(again / "rank0.pt")["resumed"]
+    return single, [load(two / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", FITS)
+def test_two_processes_equal_one(runs, name, rank):
+    one, two = runs[0][name], runs[1][rank][name]
+    for what in ("cohorts", "outcomes", "ledger", "rounds"):
+        assert two[what] == one[what], what
+    torch.testing.assert_close(two["params"], one["params"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(two["errors"], one["errors"], rtol=0, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(two["buffers"], one["buffers"], rtol=0, atol=1e-5)
+    for round_two, round_one in zip(two["round_metrics"], one["round_metrics"]):
+        assert round_two.keys() == round_one.keys()
+        shared = [k for k in round_one if not k.startswith("val/") or name == "noisy"]
+        assert [round_two[k] for k in shared] == pytest.approx([round_one[k] for k in shared], abs=1e-4, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_the_parameters_are_the_same_to_the_bit_on_both_ranks(runs):
+    _, (first, second) = runs
+    for name in FITS:
+        assert torch.equal(first[name]["params"], second[name]["params"])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_process_continues_in_two_and_the_other_way_round(runs):
+    single, pair = runs
+    for results in (single, *pair):
+        assert len(results["resumed"]["cohorts"]) == 4
+        assert results["resumed"]["cohorts"] == results["noisy"]["cohorts"][4:]
+        torch.testing.assert_close(results["resumed"]["params"], single["noisy"]["params"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_each_client_has_its_state_on_one_rank(runs):
+    single, (first, second) = runs
+    for name in FITS:
+        assert sorted(first[name]["own_clients"] + second[name]["own_clients"]) == single[name]["own_clients"]
+        assert name == "alone" or (first[name]["own_clients"] and second[name]["own_clients"])
+
+
+@pytest.mark.slow
+def test_evaluation_is_shared_and_predictions_are_not_repeated(runs):
+    single, (first, second) = runs
+    assert (single["predicted"], first["predicted"], second["predicted"]) == (41, 21, 20)
+    assert first["tested"] == second["tested"] == pytest.approx(single["tested"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_rank_knows_its_place_and_takes_one_thread(runs):
+    single, (first, second) = runs
+    assert (single["rank"], first["rank"], second["rank"]) == ((0, 1, True), (0, 2, True), (1, 2, False))
+    assert first["threads"] == second["threads"] == 1
+    assert first["logged"] == second["logged"] == single["logged"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_too(tmp_path):
+    done = launch(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", HERE / "processes_script.py", 2, tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+    assert torch.equal(first["noisy"]["params"], second["noisy"]["params"])
+    assert first["rank"] == (0, 2, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["raises0", "raises1", "killed0", "killed1"])
+def test_where_one_rank_ends_the_other_ends_with_an_error(tmp_path, how):
+    done = launch(HERE / "processes_death.py", how, tmp_path, timeout=60)  # it would hang for half an hour
+    assert done.returncode != 0
+    dead, left = int(how[-1]), 1 - int(how[-1])
+    for _ in range(100):  # rank 0 may end first
+        if (tmp_path / f"rank{left}.txt").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(0.1)
+    assert "connection to another process of the federation broke" in (tmp_path / f"rank{left}.txt").read_text()
+    if how.startswith("raises"):
+        assert "a mistake in training_step" in (tmp_path / f"rank{dead}.txt").read_text()
+    # What is left is saved, without waiting for who is dead.
+    if how != "killed0":
+        checkpoint = torch.load(tmp_path / "on_exception.ckpt", weights_only=True)
+        assert checkpoint["lightning_lbgm"]["round_index"] == 2

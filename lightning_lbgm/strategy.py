@@ -29,7 +29,7 @@ from lightning_lbgm._checks import (
 )
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
-from lightning_lbgm.clients import LocalTrainer, LogCapture, SequentialTrainer
+from lightning_lbgm.clients import LocalTrainer, LogCapture
 from lightning_lbgm.data import (
     ClientFeed,
     IIDPartitioner,
@@ -41,6 +41,7 @@ from lightning_lbgm.data import (
     resolve_cohort_size,
 )
 from lightning_lbgm.describe import describe_callable
+from lightning_lbgm.execution import Execution, ExecutionMode
 from lightning_lbgm.federation import Federation
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import Ledger, RoundReport
@@ -81,6 +82,10 @@ class LBGMFederated(SingleDeviceStrategy):
         rounds_per_epoch: Rounds in a Lightning epoch.
         seed: Seed of partition, cohorts, batch order and the clients' randomness. None: that of ``seed_everything``,
             else torch's.
+        execution: How clients are simulated: ``"sequential"``, one after the other; ``"vectorized"``, in chunks that
+            take their local steps at once, which must be possible; ``"auto"``, vectorised where that is possible and
+            likely to be faster: small modules without convolutions on a CPU, all on a GPU.
+        vectorized_chunk: Most clients in a chunk. None: 10 on a CPU, as many as 4 GiB of parameters allow on a GPU.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -116,6 +121,8 @@ class LBGMFederated(SingleDeviceStrategy):
         buffers: Literal["average", "server", "client"] = "average",
         rounds_per_epoch: int = 1,
         seed: int | None = None,
+        execution: ExecutionMode = "auto",
+        vectorized_chunk: int | None = None,
     ) -> None:
         super().__init__()
         check_settings(
@@ -128,6 +135,8 @@ class LBGMFederated(SingleDeviceStrategy):
             buffers=buffers,
             rounds_per_epoch=rounds_per_epoch,
             seed=seed,
+            execution=execution,
+            vectorized_chunk=vectorized_chunk,
         )
         self.num_clients = num_clients
         self.partitioner = partitioner or IIDPartitioner()
@@ -140,6 +149,7 @@ class LBGMFederated(SingleDeviceStrategy):
         self.buffers = buffers
         self.rounds_per_epoch = rounds_per_epoch
         self.seed = seed
+        self.execution = Execution(execution, vectorized_chunk)
         self.last_report: RoundReport | None = None
         self._federation: Federation | None = None
         self._restored: dict[str, Any] | None = None
@@ -182,6 +192,8 @@ class LBGMFederated(SingleDeviceStrategy):
             "buffers": self.buffers,
             "rounds_per_epoch": self.rounds_per_epoch,
             "seed": self._resolve_seed(),
+            "execution": self.execution.mode,
+            "vectorized_chunk": self.execution.chunk_size,
         }
         if self._federation is not None:
             resolved["num_parameters"] = self._federation.flat.num_parameters
@@ -306,7 +318,7 @@ class LBGMFederated(SingleDeviceStrategy):
         capture = LogCapture(_lightning.LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with _lightning.captured_log(module, capture):
             local_trainer = LocalTrainer(optimizer, step, capture)
-            clients = SequentialTrainer(local_trainer, federation.flat, federation.buffers)
+            clients = self.execution.client_trainer(trainer, module, federation, local_trainer, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._on_client_end)
         capture.flush(module.log)
         return loss

@@ -1,10 +1,15 @@
 """Local training of a cohort's clients."""
 
 from lightning_lbgm.clients.capture import LogCapture
+from lightning_lbgm.clients.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
 from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
 from lightning_lbgm.clients.trainer import ClientTrainer, ClientUpdate, LocalResult, RoundStart
+from lightning_lbgm.clients.vectorized import VectorizedTrainer
 
 __all__ = [
+    "ELEMENTWISE_OPTIMIZERS",
+    "ChunkStep",
+    "ChunkTrainer",
     "ClientTrainer",
     "ClientUpdate",
     "LocalResult",
@@ -12,4 +17,5 @@ __all__ = [
     "LogCapture",
     "RoundStart",
     "SequentialTrainer",
+    "VectorizedTrainer",
 ]

@@ -1,0 +1,291 @@
+"""Local training of several clients at once: their parameters are stacked, ``torch.func.vmap`` runs the step."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_lbgm.buffers import Buffers
+from lightning_lbgm.clients.batching import SplitBatch
+from lightning_lbgm.clients.capture import ChunkLog, LogCall
+from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult
+from lightning_lbgm.clients.watch import CannotVectorize, StateWatch, no_metric_updates
+from lightning_lbgm.flat import FlatParameters
+
+__all__ = ["ELEMENTWISE_OPTIMIZERS", "ChunkResult", "ChunkStep", "ChunkTrainer"]
+
+ELEMENTWISE_OPTIMIZERS: tuple[type[Optimizer], ...] = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adadelta,
+)
+"""Optimizers that treat every number alike, so that stacked clients are stepped as they would be one by one."""
+
+_PREFIX = "module."
+_MAX_CACHED_CHUNK_SIZES = 2  # whole chunks, and the last one of a cohort
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """What a local step does, of one round.
+
+    Attributes:
+        loss: Called as ``loss(batch, local step index)`` with one client's batch; returns a loss of one element, or
+            None to skip the step.
+        optimizer: The client optimizer: its class and its hyperparameters as they are now are used.
+        transfer: Applied to a stacked batch, where given.
+        clip_value: Bound of the gradients of a client, where given.
+        clip_algorithm: Whether their joint L2 norm or each value is bounded.
+    """
+
+    loss: Callable[[Any, int], Tensor | None]
+    optimizer: Optimizer
+    transfer: Callable[[Any], Any] | None = None
+    clip_value: float | None = None
+    clip_algorithm: Literal["norm", "value"] = "norm"
+
+
+@dataclass
+class ChunkResult:
+    """What a chunk of C clients amounts to; valid until the next chunk is trained.
+
+    Attributes:
+        num_steps: Optimizer steps of each client.
+        num_examples: Examples that each client has seen.
+        losses: For each client the sum of its losses times batch sizes, shape ``(C,)``; None where there was none.
+        params: The clients' parameters in the layout's order, each of shape ``(C, *shape)``.
+        buffers: The clients' buffers by name, each of shape ``(C, ...)``.
+        log: What they logged.
+    """
+
+    params: list[Tensor]
+    buffers: dict[str, Tensor]
+    log: ChunkLog
+    num_steps: int = 0
+    num_examples: int = 0
+    losses: Tensor | None = None
+
+
+class ChunkTrainer:
+    """Make the local steps of C clients at once.
+
+    Each parameter becomes a leaf of shape ``(C, *shape)``. The step is vmapped over its first dimension, and one
+    backward pass through the sum of the losses gives every client its own gradient, since a client's loss depends on
+    its own slice alone. That needs no gradient transform inside the vmap, and so less overhead.
+
+    Args:
+        module: The module; its own parameters and buffers are read, never written.
+        flat: Its trainable parameters.
+        buffers: Its buffers.
+    """
+
+    def __init__(self, module: nn.Module, flat: FlatParameters, buffers: Buffers) -> None:
+        self._module = module
+        self._flat = flat
+        self._buffers = buffers
+        self._call = _Call(module)
+        self._vmapped = torch.func.vmap(self._functional, randomness="different")
+        self._names = [_PREFIX + name for name in flat.names]
+        self._update = flat.empty()
+        self._params: dict[int, list[Tensor]] = {}
+        self._positions = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
+
+    def train(
+        self,
+        step: ChunkStep,
+        batches: Iterable[SplitBatch],
+        own_buffers: Sequence[dict[str, Tensor] | None],
+        server_params: Tensor,
+        argument_names: Sequence[str],
+        watch: bool,
+    ) -> ChunkResult:
+        """Train a chunk from the global parameters with a fresh optimizer.
+
+        Args:
+            step: The local step.
+            batches: The stacked batch of each local step.
+            own_buffers: For each client the buffers that it has kept for itself, or None.
+            server_params: Global parameters, shape ``(M,)``.
+            argument_names: The arguments of ``self.log`` after name and value, in order.
+            watch: Whether to look for state that the step keeps in the module's attributes.
+
+        Raises:
+            CannotVectorize: If the step keeps such state or does what cannot be vmapped. Other errors of the step
+                are raised as they come. In either case the module is as it was.
+        """
+        state = StateWatch(self._module) if watch else None
+        try:
+            with no_metric_updates(self._module):
+                result = self._train(step, batches, own_buffers, server_params, argument_names)
+        except BaseException:
+            if state is not None:
+                state.restore()
+            raise
+        if state is not None and (kept := state.restore()) is not None:
+            raise CannotVectorize(f"`training_step` keeps state in the attribute {kept!r}, which clients would share")
+        return result
+
+    @torch.no_grad()
+    def update_of(self, result: ChunkResult, position: int, client_id: int, server_params: Tensor) -> ClientUpdate:
+        """Return the update of the client at ``position`` of a chunk, in a vector that the next call reuses."""
+        views = self._flat.views(self._update)
+        for server, stacked, view in zip(self._flat.views(server_params), result.params, views):
+            torch.sub(server, stacked[position], out=view)
+        loss_sum = None if result.losses is None else result.losses[position]
+        local = LocalResult(result.num_steps, result.num_examples, loss_sum)
+        changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
+        return ClientUpdate(client_id, local, self._update, changed)
+
+    def _train(
+        self,
+        step: ChunkStep,
+        batches: Iterable[SplitBatch],
+        own_buffers: Sequence[dict[str, Tensor] | None],
+        server_params: Tensor,
+        argument_names: Sequence[str],
+    ) -> ChunkResult:
+        params = self._load(server_params, len(own_buffers))
+        optimizer = self._make_optimizer(step.optimizer, params)
+        named = dict(zip(self._names, params))
+        result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
+        self._call.argument_names = argument_names
+        for own in self._flat.parameters:
+            own.grad = None
+        for index, batch in enumerate(batches):
+            tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
+            self._call.begin(step.loss, batch, index)
+            named_buffers = {_PREFIX + name: buffer for name, buffer in result.buffers.items()}
+            losses, logged, new_buffers = self._vmapped(named, named_buffers, tensors)
+            result.log.take(self._call.calls, logged, batch.size)
+            result.buffers = {name: buffer.detach() for name, buffer in new_buffers.items()}
+            result.num_steps += 1
+            if not losses:
+                continue
+            for parameter in params:
+                parameter.grad = None
+            losses[0].sum().backward()
+            if index == 0 and any(own.grad is not None for own in self._flat.parameters):
+                for own in self._flat.parameters:
+                    own.grad = None
+                raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
+            if step.clip_value:
+                _clip(params, step.clip_value, step.clip_algorithm)
+            optimizer.step()
+            loss = losses[0].detach()
+            loss = loss if loss.dtype is torch.float64 else loss.float()
+            if result.losses is None:
+                result.losses = loss * batch.size
+            else:
+                result.losses.add_(loss, alpha=batch.size)
+            result.num_examples += batch.size
+        return result
+
+    def _functional(
+        self, params: dict[str, Tensor], buffers: dict[str, Tensor], tensors: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        return torch.func.functional_call(self._call, (params, buffers), (tensors,))
+
+    @torch.no_grad()
+    def _load(self, server_params: Tensor, num_clients: int) -> list[Tensor]:
+        params = self._params.get(num_clients)
+        if params is None:
+            if len(self._params) >= _MAX_CACHED_CHUNK_SIZES:
+                self._params.clear()
+            params = self._params[num_clients] = [
+                torch.empty((num_clients, *p.shape), dtype=p.dtype, device=p.device).requires_grad_()
+                for p in self._flat.parameters
+            ]
+        for stacked, server in zip(params, self._flat.views(server_params)):
+            stacked.copy_(server)
+            stacked.grad = None
+        return params
+
+    def _stack_buffers(self, own: Sequence[dict[str, Tensor] | None]) -> dict[str, Tensor]:
+        starts = [self._buffers.start(buffers) for buffers in own]
+        return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+
+    def _make_optimizer(self, like: Optimizer, params: list[Tensor]) -> Optimizer:
+        """Make a fresh optimizer of the same class and hyperparameters on the stacked parameters."""
+        groups = []
+        for group in like.param_groups:
+            # Parameters outside the federation are frozen: they have no gradient, so no step would change them.
+            positions = [self._positions[id(p)] for p in group["params"] if id(p) in self._positions]
+            settings = {
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in group.items()
+                if name not in ("params", "param_names")
+            }
+            groups.append({**settings, "params": [params[i] for i in positions]})
+        return type(like)(groups)  # type: ignore[call-arg]
+
+
+class _Call(nn.Module):
+    """A module whose forward is the step: ``functional_call`` puts one client's tensors into the module beneath."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls: list[LogCall] = []
+        self.argument_names: Sequence[str] = ()
+        self._has_buffers = any(True for _ in module.buffers())
+
+    def begin(self, loss: Callable[[Any, int], Tensor | None], batch: SplitBatch, index: int) -> None:
+        """Set what the next forward needs beside tensors: vmap lets nothing else in or out."""
+        self._loss, self._batch, self._index = loss, batch, index
+
+    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """Return the loss, if there is one, what was logged as tensors, and the buffers after the step."""
+        self.calls = []
+        values: list[Tensor] = []
+
+        def record(name: str, value: Any, *args: Any, **options: Any) -> None:
+            options.update(zip(self.argument_names, args))
+            if any(isinstance(option, Tensor) for option in options.values()):
+                raise CannotVectorize(f"`self.log({name!r}, ...)` has a tensor among its options")
+            if isinstance(value, Tensor) and value.numel() == 1:
+                values.append(value)
+                self.calls.append((name, None, options))
+            elif isinstance(value, numbers.Real):
+                self.calls.append((name, float(value), options))
+            else:
+                raise CannotVectorize(f"`self.log({name!r}, ...)` is given a {type(value).__name__}, not one number")
+
+        attributes = self.module.__dict__
+        outer = attributes.get("log")
+        attributes["log"] = record
+        try:
+            loss = self._loss(self._batch.join(tensors), self._index)
+        finally:
+            attributes.pop("log")
+            if outer is not None:
+                attributes["log"] = outer
+        buffers = dict(self.module.named_buffers()) if self._has_buffers else {}
+        return [] if loss is None else [loss.reshape(())], values, buffers
+
+
+@torch.no_grad()
+def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
+    """Clip each client's gradients as ``clip_grad_norm_`` and ``clip_grad_value_`` would."""
+    gradients = [p.grad for p in params if p.grad is not None]
+    if algorithm == "value":
+        for gradient in gradients:
+            gradient.clamp_(-bound, bound)
+        return
+    norms = torch.stack(
+        [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients]
+    )
+    factors = (bound / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp_(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))

@@ -31,7 +31,7 @@ __all__ = ["Execution", "ExecutionMode"]
 
 ExecutionMode = Literal["sequential", "vectorized", "auto"]
 
-_CPU_CHUNK = 10
+_CPU_CHUNK = 20
 _CPU_MAX_PARAMETERS = 1_000_000
 _ACCELERATOR_BYTES = 4 * 2**30
 _ACCELERATOR_MAX_CHUNK = 256
@@ -101,7 +101,11 @@ class Execution:
             return _lightning.loss_of(output)
 
         step = ChunkStep(
-            loss, optimizer, transfer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
+            loss,
+            optimizer,
+            transfer,
+            trainer.gradient_clip_val,
+            "value" if trainer.gradient_clip_algorithm == "value" else "norm",
         )
         chunk_size = self.chunk_size or _default_chunk_size(flat)
         return VectorizedTrainer(sequential, self._chunks, step, chunk_size, self._on_error)

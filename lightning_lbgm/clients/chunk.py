@@ -98,8 +98,10 @@ class ChunkTrainer:
         self._call = _Call(module)
         self._vmapped = torch.func.vmap(self._functional, randomness="different")
         self._names = [_PREFIX + name for name in flat.names]
+        self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
         self._update = flat.empty()
         self._params: dict[int, list[Tensor]] = {}
+        self._orders: list[tuple[int, ...] | None] | None = None  # of the stacked parameters' dimensions in memory
         self._positions = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
 
     def train(
@@ -128,7 +130,7 @@ class ChunkTrainer:
         state = StateWatch(self._module) if watch else None
         try:
             with no_metric_updates(self._module):
-                result = self._train(step, batches, own_buffers, server_params, argument_names)
+                result = self._train(step, batches, own_buffers, server_params, argument_names, watch)
         except BaseException:
             if state is not None:
                 state.restore()
@@ -142,7 +144,8 @@ class ChunkTrainer:
         """Return the update of the client at ``position`` of a chunk, in a vector that the next call reuses."""
         views = self._flat.views(self._update)
         for server, stacked, view in zip(self._flat.views(server_params), result.params, views):
-            torch.sub(server, stacked[position], out=view)
+            view.copy_(stacked[position])  # faster at transposing than other operations
+            torch.sub(server, view, out=view)
         loss_sum = None if result.losses is None else result.losses[position]
         local = LocalResult(result.num_steps, result.num_examples, loss_sum)
         changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
@@ -155,31 +158,22 @@ class ChunkTrainer:
         own_buffers: Sequence[dict[str, Tensor] | None],
         server_params: Tensor,
         argument_names: Sequence[str],
+        watch: bool,
     ) -> ChunkResult:
         params = self._load(server_params, len(own_buffers))
         optimizer = self._make_optimizer(step.optimizer, params)
-        named = dict(zip(self._names, params))
         result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
         self._call.argument_names = argument_names
-        for own in self._flat.parameters:
-            own.grad = None
         for index, batch in enumerate(batches):
             tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
             self._call.begin(step.loss, batch, index)
-            named_buffers = {_PREFIX + name: buffer for name, buffer in result.buffers.items()}
-            losses, logged, new_buffers = self._vmapped(named, named_buffers, tensors)
+            losses, logged, new_buffers = self._vmapped(params, list(result.buffers.values()), tensors)
             result.log.take(self._call.calls, logged, batch.size)
-            result.buffers = {name: buffer.detach() for name, buffer in new_buffers.items()}
+            result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
             result.num_steps += 1
             if not losses:
                 continue
-            for parameter in params:
-                parameter.grad = None
-            losses[0].sum().backward()
-            if index == 0 and any(own.grad is not None for own in self._flat.parameters):
-                for own in self._flat.parameters:
-                    own.grad = None
-                raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
+            self._differentiate(losses[0].sum(), params, watch and index == 0)
             if step.clip_value:
                 _clip(params, step.clip_value, step.clip_algorithm)
             optimizer.step()
@@ -193,9 +187,25 @@ class ChunkTrainer:
         return result
 
     def _functional(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], tensors: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
-        return torch.func.functional_call(self._call, (params, buffers), (tensors,))
+        self, params: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        # Lists, for vmap takes nested arguments apart at each call, and dicts at a price.
+        named = {**dict(zip(self._names, params)), **dict(zip(self._buffer_names, buffers))}
+        return torch.func.functional_call(self._call, named, (tensors,))
+
+    def _differentiate(self, loss: Tensor, params: list[Tensor], watch: bool) -> None:
+        """Set the gradients as they come: accumulating them would copy those whose memory layout is another."""
+        own = self._flat.parameters if watch else []
+        gradients = torch.autograd.grad(loss, [*params, *own], allow_unused=True)
+        if any(gradient is not None for gradient in gradients[len(params) :]):
+            raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
+        for parameter, gradient in zip(params, gradients):
+            parameter.grad = gradient
+        if self._orders is None:
+            # Linear layers make the gradients of stacked weights transposed; weights of the same layout save a
+            # transposition a step. Those at hand stay as they are, for the graph of this step knows them.
+            self._orders = [_memory_order(p if p.grad is None else p.grad) for p in params]
+            self._params.clear()
 
     @torch.no_grad()
     def _load(self, server_params: Tensor, num_clients: int) -> list[Tensor]:
@@ -203,12 +213,14 @@ class ChunkTrainer:
         if params is None:
             if len(self._params) >= _MAX_CACHED_CHUNK_SIZES:
                 self._params.clear()
+            orders = self._orders or [None] * len(self._flat.parameters)
             params = self._params[num_clients] = [
-                torch.empty((num_clients, *p.shape), dtype=p.dtype, device=p.device).requires_grad_()
-                for p in self._flat.parameters
+                _empty((num_clients, *p.shape), order, p).requires_grad_()
+                for p, order in zip(self._flat.parameters, orders)
             ]
         for stacked, server in zip(params, self._flat.views(server_params)):
-            stacked.copy_(server)
+            stacked[0].copy_(server)  # which may transpose; the others then have the same layout
+            stacked[1:].copy_(stacked[:1])
             stacked.grad = None
         return params
 
@@ -245,7 +257,7 @@ class _Call(nn.Module):
         """Set what the next forward needs beside tensors: vmap lets nothing else in or out."""
         self._loss, self._batch, self._index = loss, batch, index
 
-    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the loss, if there is one, what was logged as tensors, and the buffers after the step."""
         self.calls = []
         values: list[Tensor] = []
@@ -271,7 +283,7 @@ class _Call(nn.Module):
             attributes.pop("log")
             if outer is not None:
                 attributes["log"] = outer
-        buffers = dict(self.module.named_buffers()) if self._has_buffers else {}
+        buffers = list(self.module.buffers()) if self._has_buffers else []
         return [] if loss is None else [loss.reshape(())], values, buffers
 
 
@@ -289,3 +301,16 @@ def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
     factors = (bound / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp_(max=1.0)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+
+
+def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:
+    """Return the dimensions from the outermost in memory inwards; None where clients are not the outermost."""
+    order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride(dim), dim)))
+    return order if order[0] == 0 and tensor.permute(order).is_contiguous() else None
+
+
+def _empty(shape: tuple[int, ...], order: tuple[int, ...] | None, like: Tensor) -> Tensor:
+    """Allocate a tensor with its dimensions in the given order in memory."""
+    order = order or tuple(range(len(shape)))
+    flat = torch.empty([shape[dim] for dim in order], dtype=like.dtype, device=like.device)
+    return flat.permute([order.index(dim) for dim in range(len(shape))])

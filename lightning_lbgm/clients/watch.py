@@ -68,7 +68,9 @@ def no_metric_updates(module: nn.Module) -> Iterator[None]:
     if not metrics:
         yield
         return
-    kept = [{key: part.__dict__[key] for key in ("update", "forward") if key in part.__dict__} for _, part in metrics]
+    kept: list[dict[str, Any]] = [
+        {key: part.__dict__[key] for key in ("update", "forward") if key in part.__dict__} for _, part in metrics
+    ]
     for name, part in metrics:
         part.__dict__["update"] = part.__dict__["forward"] = _refusal(name)
     try:

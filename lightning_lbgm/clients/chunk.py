@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,8 @@ from torch.optim import Optimizer
 
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.clients.batching import SplitBatch
-from lightning_lbgm.clients.capture import ChunkLog, LogCall
+from lightning_lbgm.clients.capture import ChunkLog
+from lightning_lbgm.clients.step_module import StepModule
 from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult
 from lightning_lbgm.clients.watch import CannotVectorize, StateWatch, no_metric_updates
 from lightning_lbgm.flat import FlatParameters
@@ -95,7 +95,7 @@ class ChunkTrainer:
         self._module = module
         self._flat = flat
         self._buffers = buffers
-        self._call = _Call(module)
+        self._call = StepModule(module)
         self._vmapped = torch.func.vmap(self._functional, randomness="different")
         self._names = [_PREFIX + name for name in flat.names]
         self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
@@ -243,50 +243,6 @@ class ChunkTrainer:
         return type(like)(groups)  # type: ignore[call-arg]
 
 
-class _Call(nn.Module):
-    """A module whose forward is the step: ``functional_call`` puts one client's tensors into the module beneath."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.calls: list[LogCall] = []
-        self.argument_names: Sequence[str] = ()
-        self._has_buffers = any(True for _ in module.buffers())
-
-    def begin(self, loss: Callable[[Any, int], Tensor | None], batch: SplitBatch, index: int) -> None:
-        """Set what the next forward needs beside tensors: vmap lets nothing else in or out."""
-        self._loss, self._batch, self._index = loss, batch, index
-
-    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the loss, if there is one, what was logged as tensors, and the buffers after the step."""
-        self.calls = []
-        values: list[Tensor] = []
-
-        def record(name: str, value: Any, *args: Any, **options: Any) -> None:
-            options.update(zip(self.argument_names, args))
-            if any(isinstance(option, Tensor) for option in options.values()):
-                raise CannotVectorize(f"`self.log({name!r}, ...)` has a tensor among its options")
-            if isinstance(value, Tensor) and value.numel() == 1:
-                values.append(value)
-                self.calls.append((name, None, options))
-            elif isinstance(value, numbers.Real):
-                self.calls.append((name, float(value), options))
-            else:
-                raise CannotVectorize(f"`self.log({name!r}, ...)` is given a {type(value).__name__}, not one number")
-
-        attributes = self.module.__dict__
-        outer = attributes.get("log")
-        attributes["log"] = record
-        try:
-            loss = self._loss(self._batch.join(tensors), self._index)
-        finally:
-            attributes.pop("log")
-            if outer is not None:
-                attributes["log"] = outer
-        buffers = list(self.module.buffers()) if self._has_buffers else []
-        return [] if loss is None else [loss.reshape(())], values, buffers
-
-
 @torch.no_grad()
 def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
     """Clip each client's gradients as ``clip_grad_norm_`` and ``clip_grad_value_`` would."""
@@ -305,7 +261,8 @@ def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:
     """Return the dimensions from the outermost in memory inwards; None where clients are not the outermost."""
-    order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride(dim), dim)))
+    strides = list(tensor.stride())
+    order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
     return order if order[0] == 0 and tensor.permute(order).is_contiguous() else None
 
 

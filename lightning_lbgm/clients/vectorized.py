@@ -63,17 +63,13 @@ class VectorizedTrainer:
                     yield self._sequential.train_client(round_.index, client_id, batches, start)
                     continue
                 drawn = list(batches)
-                try:
-                    new_shapes = shapes_of(drawn)
-                except CannotVectorize as error:
-                    yield from self._train(round_.index, chunk, start)
-                    chunk = []
-                    self._fall_back(error)
-                    yield self._sequential.train_client(round_.index, client_id, drawn, start)
-                    continue
+                new_shapes = self._shapes_of(drawn)
                 if chunk and (new_shapes != shapes or len(chunk) == self._chunk_size):
                     yield from self._train(round_.index, chunk, start)
                     chunk = []
+                if self._gave_up:
+                    yield self._sequential.train_client(round_.index, client_id, drawn, start)
+                    continue
                 chunk.append((client_id, drawn))
                 shapes = new_shapes
             yield from self._train(round_.index, chunk, start)
@@ -105,6 +101,13 @@ class VectorizedTrainer:
             return None
         self._watched = True
         return result
+
+    def _shapes_of(self, batches: list[LocalBatch]) -> tuple[object, ...] | None:
+        try:
+            return shapes_of(batches)
+        except CannotVectorize as error:
+            self._fall_back(error)
+            return None
 
     def _fall_back(self, error: Exception) -> None:
         self._give_up(error)

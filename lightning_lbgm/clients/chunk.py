@@ -245,18 +245,20 @@ class ChunkTrainer:
 
 @torch.no_grad()
 def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
-    """Clip each client's gradients as ``clip_grad_norm_`` and ``clip_grad_value_`` would."""
-    gradients = [p.grad for p in params if p.grad is not None]
+    """Clip each client's gradients as ``clip_grad_norm_`` and ``clip_grad_value_`` would.
+
+    Not in place: autograd may give two parameters one tensor for their gradients.
+    """
+    clipped = [p for p in params if p.grad is not None]
+    gradients = [p.grad for p in clipped if p.grad is not None]
     if algorithm == "value":
-        for gradient in gradients:
-            gradient.clamp_(-bound, bound)
+        for parameter, gradient in zip(clipped, gradients):
+            parameter.grad = gradient.clamp(-bound, bound)
         return
-    norms = torch.stack(
-        [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients]
-    )
+    norms = torch.stack([torch.linalg.vector_norm(g.unsqueeze(-1), dim=tuple(range(1, g.ndim + 1))) for g in gradients])
     factors = (bound / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp_(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
+    for parameter, gradient in zip(clipped, gradients):
+        parameter.grad = gradient * factors.view(-1, *[1] * (gradient.ndim - 1))
 
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:

@@ -95,6 +95,19 @@ def test_clipping_is_per_client(fit, algorithm):
     assert_agree(fit, trainer={"gradient_clip_val": bound, "gradient_clip_algorithm": algorithm})
 
 
+def test_parameters_with_one_gradient_in_common_are_clipped_once(fit):
+    class Module(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+            self.scalar = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.scalar * self.net(x) + (self.first + self.second)
+
+    assert_agree(fit, module=Module, trainer={"gradient_clip_val": 0.1})
+
+
 @pytest.mark.parametrize("buffers", ["average", "server", "client"])
 @pytest.mark.filterwarnings("ignore:.*buffers='client'")
 def test_batch_norm(fit, buffers):

@@ -43,8 +43,12 @@ __all__ = [
     "captured_log",
     "gather_tensor",
     "init_process_group",
+    "is_compiled",
     "local_step",
+    "loss_of",
     "make_launcher",
+    "overridden_batch_hooks",
+    "overridden_step_hooks",
     "pass_rounds_through",
     "reduce_tensor",
     "set_round_size",
@@ -78,16 +82,36 @@ def pass_rounds_through(module: pl.LightningModule) -> Callable[[], None]:
     return lambda: module.__dict__.pop("_on_before_batch_transfer", None)
 
 
+def is_compiled(module: pl.LightningModule) -> bool:
+    """Tell whether the module or its step was compiled."""
+    return module._compiler_ctx is not None or hasattr(module.training_step, "_torchdynamo_orig_callable")
+
+
 @contextmanager
 def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[None]:
     """Send the module's ``self.log`` and ``self.log_dict`` to ``capture``."""
     # A compiled step breaks its graph here. Elsewhere the wrapper would cost more than the recording.
-    compiled = module._compiler_ctx is not None or hasattr(module.training_step, "_torchdynamo_orig_callable")
-    module.__dict__["log"] = torch.compiler.disable(capture.record) if compiled else capture.record
+    module.__dict__["log"] = torch.compiler.disable(capture.record) if is_compiled(module) else capture.record
     try:
         yield
     finally:
         module.__dict__.pop("log", None)
+
+
+def overridden_batch_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    """Return the hooks around a batch's transfer that the module or the datamodule overrides."""
+    owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
+    return [hook for hook in _BATCH_HOOKS if any(is_overridden(hook, owner) for owner in owners)]
+
+
+def overridden_step_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    """Return the hooks within an optimizer step that the module or a callback overrides."""
+    # The parent is named because MLflow's autologging adds a callback of the twin package, pytorch_lightning.
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    hooks = [hook for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS) if is_overridden(hook, module)]
+    return hooks + [
+        hook for hook in _STEP_HOOKS if any(is_overridden(hook, callback, parent=pl.Callback) for callback in callbacks)
+    ]
 
 
 def batch_transfer(
@@ -100,8 +124,7 @@ def batch_transfer(
         module: The module.
         to_device: The strategy's own ``batch_to_device``, which calls the other two batch hooks.
     """
-    owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
-    hooked = any(is_overridden(hook, owner) for hook in _BATCH_HOOKS for owner in owners)
+    hooked = overridden_batch_hooks(trainer, module)
     if trainer.strategy.root_device.type == "cpu" and not hooked and type(trainer.precision_plugin) is Precision:
         return None
 
@@ -131,10 +154,7 @@ def local_step(
         backward: The strategy's own backward, with the precision plugin's scaling and the hooks around it.
     """
     precision = trainer.precision_plugin
-    # The parent is named because MLflow's autologging adds a callback of the twin package, pytorch_lightning.
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    hooked = any(is_overridden(hook, callback, parent=pl.Callback) for hook in _STEP_HOOKS for callback in callbacks)
-    hooked |= any(is_overridden(hook, module) for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS))
+    hooked = bool(overridden_step_hooks(trainer, module))
     training_step = module.training_step if takes_index else lambda batch, index: module.training_step(batch)
     clip_value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -151,7 +171,7 @@ def local_step(
 
         def closure() -> Tensor | None:
             output = training_step(batch, index)
-            loss = output if type(output) is Tensor else _loss_of(output)
+            loss = output if type(output) is Tensor else loss_of(output)
             for parameter in parameters:  # torch's zero_grad, whose profiler hook takes a tenth of a small step
                 parameter.grad = None
             if loss is not None:
@@ -174,7 +194,7 @@ def local_step(
 
         def closure() -> Tensor | None:
             with precision.train_step_context():
-                loss = _loss_of(training_step(batch, index))
+                loss = loss_of(training_step(batch, index))
             losses.append(loss)
             call._call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
             module.on_before_zero_grad(optimizer)
@@ -189,7 +209,7 @@ def local_step(
     return full_step if hooked or type(precision) is not Precision else plain_step
 
 
-def _loss_of(output: Any) -> Tensor | None:
+def loss_of(output: Any) -> Tensor | None:
     """Read the loss off what ``training_step`` returned, by Lightning's rules for automatic optimization."""
     if isinstance(output, Tensor) or output is None:
         return output

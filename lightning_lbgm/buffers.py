@@ -74,11 +74,19 @@ class Buffers:
         """Copy the module's buffers."""
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
-    def changed(self) -> dict[str, Tensor]:
-        """Return the float buffers that differ from the server's, by name. They are the module's own tensors."""
+    def start(self, own: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return what ``load`` would set: the server's buffers, or the client's own where it has some. Not copied."""
+        return {**self._server, **{name: value for name, value in (own or {}).items() if name in self._server}}
+
+    def changed(self, current: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return the float buffers that differ from the server's, by name.
+
+        Args:
+            current: All buffers of a client. None: the module's own tensors.
+        """
         if not self._any or self.mode == "server":
             return {}
-        current = dict(self.module.named_buffers())
+        current = dict(self.module.named_buffers()) if current is None else current
         return {
             name: current[name]
             for name in self.names

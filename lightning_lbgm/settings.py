@@ -22,6 +22,8 @@ def check_settings(
     buffers: Any,
     rounds_per_epoch: Any,
     seed: Any,
+    execution: Any,
+    vectorized_chunk: Any,
 ) -> None:
     """Check the arguments of ``LBGMFederated`` that do not check themselves.
 
@@ -52,6 +54,10 @@ def check_settings(
         raise ValueError(f"`weighting` must be 'examples' or 'uniform'; got {weighting!r}.")
     if buffers not in ("average", "server", "client"):
         raise ValueError(f"`buffers` must be 'average', 'server' or 'client'; got {buffers!r}.")
+    if execution not in ("sequential", "vectorized", "auto"):
+        raise ValueError(f"`execution` must be 'sequential', 'vectorized' or 'auto'; got {execution!r}.")
+    if vectorized_chunk is not None:
+        _check_positive("vectorized_chunk", vectorized_chunk)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"`seed` must be an int or None; got {seed!r}.")
 

@@ -97,6 +97,8 @@ def test_the_resolved_settings_are_params(run):
         "buffers": "average",
         "rounds_per_epoch": "1",
         "seed": "5",
+        "execution": "auto",
+        "vectorized_chunk": "None",
         "num_parameters": "21",
     }
 

@@ -97,7 +97,8 @@ def test_schedulers_count_rounds(fit, interval, rounds_per_epoch, expected):
             scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
             return [optimizer], [{"scheduler": scheduler, "interval": interval}]
 
-    fit(LBGMFederated(num_clients=2, rounds_per_epoch=rounds_per_epoch), module=Module(), max_epochs=2)
+    strategy = LBGMFederated(num_clients=2, rounds_per_epoch=rounds_per_epoch, execution="sequential")
+    fit(strategy, module=Module(), max_epochs=2)
     assert len(rates) == 8
     assert rates[-1] == pytest.approx(expected)
 

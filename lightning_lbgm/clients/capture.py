@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-__all__ = ["LogCapture"]
+__all__ = ["ChunkLog", "LogCall", "LogCapture"]
+
+LogCall = tuple[str, "float | None", dict[str, Any]]
+"""Name, number (None: a tensor, given apart) and options of one call of ``self.log``."""
 
 
 @dataclass
@@ -136,6 +139,10 @@ class LogCapture:
             value = value if value.dtype is torch.float64 else value.float()
         entry.add(value.detach(), weight)
 
+    def replay(self, log: ChunkLog, position: int) -> None:
+        """Take what one client of a chunk logged, as if it had been recorded here."""
+        self._client = log.client(position)
+
     def accept(self) -> None:
         """Count what the client logged."""
         for name, entry in self._client.items():
@@ -200,6 +207,47 @@ class LogCapture:
         for name, entry in entries.items():
             options = {**entry.options, **overrides, "batch_size": max(1, round(entry.weight))}
             log(name, entry.value(), **options)
+
+
+class ChunkLog:
+    """Collect what C clients log at once; each number stands for all of them, each tensor has a value for each.
+
+    Args:
+        num_clients: C.
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        self._num_clients = num_clients
+        self._entries: dict[str, _Entry] = {}
+
+    def take(self, calls: Sequence[LogCall], values: Iterable[Tensor], batch_size: int) -> None:
+        """Take the calls of one local step.
+
+        Args:
+            calls: The calls.
+            values: The tensors among their values, in order, each of C elements with the clients first.
+            batch_size: Examples in a client's local batch, the weight where a call gives none.
+        """
+        tensors = iter(values)
+        for name, number, options in calls:
+            entry = self._entries.get(name)
+            if entry is None:
+                entry = self._entries[name] = _Entry(options, _reduction_name(options.get("reduce_fx", "mean")))
+            weight = options.get("batch_size") or batch_size
+            if number is None:
+                value = next(tensors).detach().reshape(self._num_clients)
+                entry.add(value if value.dtype is torch.float64 else value.float(), weight)
+            else:
+                entry.add(torch.full((self._num_clients,), number), weight)
+
+    def client(self, position: int) -> dict[str, _Entry]:
+        """Return the entries of the client at ``position``."""
+        return {
+            name: _Entry(
+                entry.options, entry.reduction, None if entry.total is None else entry.total[position], entry.weight
+            )
+            for name, entry in self._entries.items()
+        }
 
 
 def _reduction_name(reduce_fx: Any) -> str:

@@ -88,14 +88,24 @@ class SequentialTrainer:
         """Yield each client's update, in the order of the cohort."""
         try:
             for client_id, batches in round_.clients():
-                self._flat.write(start.server_params)
-                self._buffers.load(start.own_buffers(client_id))
-                seed_global_rng(derive_seed(start.seed, "client", round_.index, client_id), self._flat.device)
-                local = self._trainer.train(batches)
-                update = self._flat.update_from(start.server_params, self._update)
-                yield ClientUpdate(client_id, local, update, self._buffers.changed())
+                yield self.train_client(round_.index, client_id, batches, start)
         finally:
-            self._trainer.reset_optimizer()
+            self.finish()
+
+    def train_client(
+        self, round_index: int, client_id: int, batches: Iterable[LocalBatch], start: RoundStart
+    ) -> ClientUpdate:
+        """Train one client."""
+        self._flat.write(start.server_params)
+        self._buffers.load(start.own_buffers(client_id))
+        seed_global_rng(derive_seed(start.seed, "client", round_index, client_id), self._flat.device)
+        local = self._trainer.train(batches)
+        update = self._flat.update_from(start.server_params, self._update)
+        return ClientUpdate(client_id, local, update, self._buffers.changed())
+
+    def finish(self) -> None:
+        """Leave a fresh optimizer behind."""
+        self._trainer.reset_optimizer()
 
 
 def _copy(hyperparameter: Any) -> Any:

@@ -1,0 +1,275 @@
+"""Local training of several clients at once: their parameters are stacked, ``torch.func.vmap`` runs the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_lbgm.buffers import Buffers
+from lightning_lbgm.clients.batching import SplitBatch
+from lightning_lbgm.clients.capture import ChunkLog
+from lightning_lbgm.clients.step_module import StepModule
+from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult
+from lightning_lbgm.clients.watch import CannotVectorize, StateWatch, no_metric_updates
+from lightning_lbgm.flat import FlatParameters
+
+__all__ = ["ELEMENTWISE_OPTIMIZERS", "ChunkResult", "ChunkStep", "ChunkTrainer"]
+
+ELEMENTWISE_OPTIMIZERS: tuple[type[Optimizer], ...] = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adadelta,
+)
+"""Optimizers that treat every number alike, so that stacked clients are stepped as they would be one by one."""
+
+_PREFIX = "module."
+_MAX_CACHED_CHUNK_SIZES = 2  # whole chunks, and the last one of a cohort
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """What a local step does, of one round.
+
+    Attributes:
+        loss: Called as ``loss(batch, local step index)`` with one client's batch; returns a loss of one element, or
+            None to skip the step.
+        optimizer: The client optimizer: its class and its hyperparameters as they are now are used.
+        transfer: Applied to a stacked batch, where given.
+        clip_value: Bound of the gradients of a client, where given.
+        clip_algorithm: Whether their joint L2 norm or each value is bounded.
+    """
+
+    loss: Callable[[Any, int], Tensor | None]
+    optimizer: Optimizer
+    transfer: Callable[[Any], Any] | None = None
+    clip_value: float | None = None
+    clip_algorithm: Literal["norm", "value"] = "norm"
+
+
+@dataclass
+class ChunkResult:
+    """What a chunk of C clients amounts to; valid until the next chunk is trained.
+
+    Attributes:
+        num_steps: Optimizer steps of each client.
+        num_examples: Examples that each client has seen.
+        losses: For each client the sum of its losses times batch sizes, shape ``(C,)``; None where there was none.
+        params: The clients' parameters in the layout's order, each of shape ``(C, *shape)``.
+        buffers: The clients' buffers by name, each of shape ``(C, ...)``.
+        log: What they logged.
+    """
+
+    params: list[Tensor]
+    buffers: dict[str, Tensor]
+    log: ChunkLog
+    num_steps: int = 0
+    num_examples: int = 0
+    losses: Tensor | None = None
+
+
+class ChunkTrainer:
+    """Make the local steps of C clients at once.
+
+    Each parameter becomes a leaf of shape ``(C, *shape)``. The step is vmapped over its first dimension, and one
+    backward pass through the sum of the losses gives every client its own gradient, since a client's loss depends on
+    its own slice alone. That needs no gradient transform inside the vmap, and so less overhead.
+
+    Args:
+        module: The module; its own parameters and buffers are read, never written.
+        flat: Its trainable parameters.
+        buffers: Its buffers.
+    """
+
+    def __init__(self, module: nn.Module, flat: FlatParameters, buffers: Buffers) -> None:
+        self._module = module
+        self._flat = flat
+        self._buffers = buffers
+        self._call = StepModule(module)
+        self._vmapped = torch.func.vmap(self._functional, randomness="different")
+        self._names = [_PREFIX + name for name in flat.names]
+        self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
+        self._update = flat.empty()
+        self._params: dict[int, list[Tensor]] = {}
+        self._orders: list[tuple[int, ...] | None] | None = None  # of the stacked parameters' dimensions in memory
+        self._positions = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
+
+    def train(
+        self,
+        step: ChunkStep,
+        batches: Iterable[SplitBatch],
+        own_buffers: Sequence[dict[str, Tensor] | None],
+        server_params: Tensor,
+        argument_names: Sequence[str],
+        watch: bool,
+    ) -> ChunkResult:
+        """Train a chunk from the global parameters with a fresh optimizer.
+
+        Args:
+            step: The local step.
+            batches: The stacked batch of each local step.
+            own_buffers: For each client the buffers that it has kept for itself, or None.
+            server_params: Global parameters, shape ``(M,)``.
+            argument_names: The arguments of ``self.log`` after name and value, in order.
+            watch: Whether to look for state that the step keeps in the module's attributes.
+
+        Raises:
+            CannotVectorize: If the step keeps such state or does what cannot be vmapped. Other errors of the step
+                are raised as they come. In either case the module is as it was.
+        """
+        state = StateWatch(self._module) if watch else None
+        try:
+            with no_metric_updates(self._module):
+                result = self._train(step, batches, own_buffers, server_params, argument_names, watch)
+        except BaseException:
+            if state is not None:
+                state.restore()
+            raise
+        if state is not None and (kept := state.restore()) is not None:
+            raise CannotVectorize(f"`training_step` keeps state in the attribute {kept!r}, which clients would share")
+        return result
+
+    @torch.no_grad()
+    def update_of(self, result: ChunkResult, position: int, client_id: int, server_params: Tensor) -> ClientUpdate:
+        """Return the update of the client at ``position`` of a chunk, in a vector that the next call reuses."""
+        views = self._flat.views(self._update)
+        for server, stacked, view in zip(self._flat.views(server_params), result.params, views):
+            view.copy_(stacked[position])  # faster at transposing than other operations
+            torch.sub(server, view, out=view)
+        loss_sum = None if result.losses is None else result.losses[position]
+        local = LocalResult(result.num_steps, result.num_examples, loss_sum)
+        changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
+        return ClientUpdate(client_id, local, self._update, changed)
+
+    def _train(
+        self,
+        step: ChunkStep,
+        batches: Iterable[SplitBatch],
+        own_buffers: Sequence[dict[str, Tensor] | None],
+        server_params: Tensor,
+        argument_names: Sequence[str],
+        watch: bool,
+    ) -> ChunkResult:
+        params = self._load(server_params, len(own_buffers))
+        optimizer = self._make_optimizer(step.optimizer, params)
+        result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
+        self._call.argument_names = argument_names
+        for index, batch in enumerate(batches):
+            tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
+            self._call.begin(step.loss, batch, index)
+            losses, logged, new_buffers = self._vmapped(params, list(result.buffers.values()), tensors)
+            result.log.take(self._call.calls, logged, batch.size)
+            result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
+            result.num_steps += 1
+            if not losses:
+                continue
+            self._differentiate(losses[0].sum(), params, watch and index == 0)
+            if step.clip_value:
+                _clip(params, step.clip_value, step.clip_algorithm)
+            optimizer.step()
+            loss = losses[0].detach()
+            loss = loss if loss.dtype is torch.float64 else loss.float()
+            if result.losses is None:
+                result.losses = loss * batch.size
+            else:
+                result.losses.add_(loss, alpha=batch.size)
+            result.num_examples += batch.size
+        return result
+
+    def _functional(
+        self, params: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        # Lists, for vmap takes nested arguments apart at each call, and dicts at a price.
+        named = {**dict(zip(self._names, params)), **dict(zip(self._buffer_names, buffers))}
+        return torch.func.functional_call(self._call, named, (tensors,))
+
+    def _differentiate(self, loss: Tensor, params: list[Tensor], watch: bool) -> None:
+        """Set the gradients as they come: accumulating them would copy those whose memory layout is another."""
+        own = self._flat.parameters if watch else []
+        gradients = torch.autograd.grad(loss, [*params, *own], allow_unused=True)
+        if any(gradient is not None for gradient in gradients[len(params) :]):
+            raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
+        for parameter, gradient in zip(params, gradients):
+            parameter.grad = gradient
+        if self._orders is None:
+            # Linear layers make the gradients of stacked weights transposed; weights of the same layout save a
+            # transposition a step. Those at hand stay as they are, for the graph of this step knows them.
+            self._orders = [_memory_order(p if p.grad is None else p.grad) for p in params]
+            self._params.clear()
+
+    @torch.no_grad()
+    def _load(self, server_params: Tensor, num_clients: int) -> list[Tensor]:
+        params = self._params.get(num_clients)
+        if params is None:
+            if len(self._params) >= _MAX_CACHED_CHUNK_SIZES:
+                self._params.clear()
+            orders = self._orders or [None] * len(self._flat.parameters)
+            params = self._params[num_clients] = [
+                _empty((num_clients, *p.shape), order, p).requires_grad_()
+                for p, order in zip(self._flat.parameters, orders)
+            ]
+        for stacked, server in zip(params, self._flat.views(server_params)):
+            stacked[0].copy_(server)  # which may transpose; the others then have the same layout
+            stacked[1:].copy_(stacked[:1])
+            stacked.grad = None
+        return params
+
+    def _stack_buffers(self, own: Sequence[dict[str, Tensor] | None]) -> dict[str, Tensor]:
+        starts = [self._buffers.start(buffers) for buffers in own]
+        return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+
+    def _make_optimizer(self, like: Optimizer, params: list[Tensor]) -> Optimizer:
+        """Make a fresh optimizer of the same class and hyperparameters on the stacked parameters."""
+        groups = []
+        for group in like.param_groups:
+            # Parameters outside the federation are frozen: they have no gradient, so no step would change them.
+            positions = [self._positions[id(p)] for p in group["params"] if id(p) in self._positions]
+            settings = {
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in group.items()
+                if name not in ("params", "param_names")
+            }
+            groups.append({**settings, "params": [params[i] for i in positions]})
+        return type(like)(groups)  # type: ignore[call-arg]
+
+
+@torch.no_grad()
+def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
+    """Clip each client's gradients as ``clip_grad_norm_`` and ``clip_grad_value_`` would.
+
+    Not in place: autograd may give two parameters one tensor for their gradients.
+    """
+    clipped = [p for p in params if p.grad is not None]
+    gradients = [p.grad for p in clipped if p.grad is not None]
+    if algorithm == "value":
+        for parameter, gradient in zip(clipped, gradients):
+            parameter.grad = gradient.clamp(-bound, bound)
+        return
+    norms = torch.stack([torch.linalg.vector_norm(g.unsqueeze(-1), dim=tuple(range(1, g.ndim + 1))) for g in gradients])
+    factors = (bound / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp_(max=1.0)
+    for parameter, gradient in zip(clipped, gradients):
+        parameter.grad = gradient * factors.view(-1, *[1] * (gradient.ndim - 1))
+
+
+def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:
+    """Return the dimensions from the outermost in memory inwards; None where clients are not the outermost."""
+    strides = list(tensor.stride())
+    order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
+    return order if order[0] == 0 and tensor.permute(order).is_contiguous() else None
+
+
+def _empty(shape: tuple[int, ...], order: tuple[int, ...] | None, like: Tensor) -> Tensor:
+    """Allocate a tensor with its dimensions in the given order in memory."""
+    order = order or tuple(range(len(shape)))
+    flat = torch.empty([shape[dim] for dim in order], dtype=like.dtype, device=like.device)
+    return flat.permute([order.index(dim) for dim in range(len(shape))])

@@ -54,23 +54,20 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_lbgm"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    rows: list[dict[str, Any]] = []
+    versions = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
+    rows = page.load()
     begin = time.perf_counter()
     for part in args.only or PARTS:
         measured = list(PARTS[part](args.quick))
-        rows += measured
-        for name in dict.fromkeys(row["table"] for row in measured):
+        tables = list(dict.fromkeys(row["table"] for row in measured))
+        for name in tables:
             print(f"\n{page.TITLES[name]}\n\n{page.table(name, measured)}", flush=True)
         print(f"({part}: {time.perf_counter() - begin:.0f} s so far)", file=sys.stderr)
-    if args.quick:
-        return
-    if args.only:
-        tables = {row["table"] for row in rows}
-        rows = [row for row in page.load() if row["table"] not in {*tables, "machine"}] + rows
-    versions = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
-    rows.append({"table": "machine", **versions})
-    page.RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page.write(rows)
+        if not args.quick:  # part by part, so that a run that is cut off leaves page and results in agreement
+            rows = [row for row in rows if row["table"] not in (*tables, "machine")] + measured
+            rows.append({"table": "machine", **versions})
+            page.RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            page.write(rows)
 
 
 if __name__ == "__main__":

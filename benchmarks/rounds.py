@@ -98,7 +98,7 @@ def round_cost(quick: bool) -> Iterator[Row]:
             "[]": partial(ours, workload, [], **sequential()),
             "[LookBack(0.2)]": partial(ours, workload, [LookBack(0.2)], **sequential()),
         }
-        seconds = take_turns(contestants, rounds=3 if quick else 15, warmup=1 if quick else 3)
+        seconds = take_turns(contestants, rounds=3 if quick else 12, warmup=1 if quick else 3)
         row = {"table": "round", "workload": workload.name, "loop_s": median(seconds["loop"])}
         for name in ("[]", "[LookBack(0.2)]"):
             yield {**row, "what": name, "ratio": ratio(seconds, name, "loop")}
@@ -116,7 +116,7 @@ def peers(quick: bool) -> Iterator[Row]:
             "Lightning, one plain `fit`": partial(plain_fit, workload),
             "Lightning, a `fit` for each client": partial(fit_per_client, workload),
         }
-        seconds = take_turns(contestants, rounds=2 if quick else 8, warmup=1)
+        seconds = take_turns(contestants, rounds=2 if quick else 6, warmup=1)
         for name in list(contestants)[1:]:
             yield {"table": "peers", "workload": workload.name, "what": name, "ratio": ratio(seconds, name, "loop")}
 

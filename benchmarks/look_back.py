@@ -22,7 +22,7 @@ COLD_BYTES = 256 * 2**20  # of operands in rotation, several times a last-level 
 
 def bandwidth(repeats: int = 7) -> float:
     """Return the bytes a second that a plain ``torch.dot`` of two large vectors reads."""
-    a, b = torch.randn(2, 32 * 2**20).unbind()
+    a, b = torch.ones(2, 32 * 2**20).unbind()
     return 2 * a.nbytes / _best(lambda _: torch.dot(a, b), repeats)
 
 
@@ -52,8 +52,7 @@ def look_back(quick: bool) -> Iterator[Row]:
             width = 2 if options else 4
             for outcome, threshold in (("recycled", 1.0), ("refreshed", 1e-9)):
                 stage = LookBack(threshold, **options)
-                test, aggregate = _measure(stage, size, 3 if quick else 7)
-                plain = bandwidth(3)
+                test, aggregate, plain = _measure(stage, size, 3 if quick else 7)
                 refresh = outcome == "refreshed"
                 test_bytes = size * (4 + width + (4 + width if refresh else 0))
                 sum_bytes = size * ((4 if refresh else width) + 8)
@@ -71,8 +70,8 @@ def look_back(quick: bool) -> Iterator[Row]:
                 }
 
 
-def _measure(stage: LookBack, size: int, passes: int) -> tuple[float, float]:
-    """Return median seconds of ``encode``, and of ``reconstruct`` with ``add_to``, over rotating operands."""
+def _measure(stage: LookBack, size: int, passes: int) -> tuple[float, float, float]:
+    """Return median seconds of ``encode``, and of ``reconstruct`` with ``add_to``, and the bandwidth meanwhile."""
     slots = max(4, COLD_BYTES // (3 * 4 * size))
     base = torch.randn(size)
     # Distinct vectors, quickly made; neighbours are nearly orthogonal.
@@ -81,9 +80,10 @@ def _measure(stage: LookBack, size: int, passes: int) -> tuple[float, float]:
     states = [stage.init() for _ in range(slots)]
     for slot in range(slots):
         stage.encode(Dense(updates[slot - 1].clone()), states[slot])
-    tests, aggregations = [], []
+    tests, aggregations, bandwidths = [], [], []
     for _ in range(passes):
         payloads = []
+        bandwidths.append(bandwidth(3))
         for slot in range(slots):
             begin = time.perf_counter()
             encoded = stage.encode(Dense(updates[slot]), states[slot])
@@ -94,4 +94,4 @@ def _measure(stage: LookBack, size: int, passes: int) -> tuple[float, float]:
             stage.reconstruct(payloads[slot], states[slot]).add_to(sums[slot], 0.01)
             aggregations.append(time.perf_counter() - begin)
         updates = updates[1:] + updates[:1]  # a refreshed look-back gradient is not the next update
-    return statistics.median(tests), statistics.median(aggregations)
+    return statistics.median(tests), statistics.median(aggregations), statistics.median(bandwidths)

@@ -103,8 +103,11 @@ def filled(text: str, rows: list[Row]) -> str:
 def write(rows: list[Row]) -> None:
     """Write the page and the figures."""
     PAGE.write_text(filled(PAGE.read_text(), rows))
-    draw_rounds(rows, IMAGES / "performance_round.png")
-    draw_scaling(rows, IMAGES / "performance_scaling.png")
+    tables = {row["table"] for row in rows}
+    if {"round", "peers"} <= tables:
+        draw_rounds(rows, IMAGES / "performance_round.png")
+    if {"scaling_clients", "scaling_parameters"} <= tables:
+        draw_scaling(rows, IMAGES / "performance_scaling.png")
 
 
 def draw_rounds(rows: list[Row], path: Path) -> None:

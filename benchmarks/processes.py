@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,11 +49,11 @@ def processes(quick: bool) -> Iterator[Row]:
 
 def _run(index: int, devices: int, quick: bool) -> list[float]:
     """Return a run's seconds of a round; none where it fails."""
-    command = [sys.executable, "-m", "benchmarks.processes", "--workload", str(index), "--devices", str(devices)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    result = subprocess.run(
-        [*command, "--quick"] if quick else command, env=environment, capture_output=True, text=True, timeout=180
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.processes", "--workload", str(index), "--devices", str(devices)]
+        command += ["--folder", folder, *(["--quick"] if quick else [])]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     lines = [line for line in result.stdout.splitlines() if line.startswith("[")]
     if result.returncode or not lines:
         reason = (result.stderr.strip().splitlines() or ["no output"])[-1]
@@ -67,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", type=int, default=0)
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--folder", help="for the callback's figures")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     workload, clock = workloads(args.quick)[args.workload], _Clock()
@@ -78,6 +80,7 @@ def main() -> None:
         max_epochs=warmup + rounds,
         callbacks=[clock],
         logger=False,
+        default_root_dir=args.folder,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

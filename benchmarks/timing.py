@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
+import tempfile
 import threading
 import time
 import warnings
@@ -53,6 +54,7 @@ class Fit(pl.Callback):
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._make = make
         self._settings = trainer_settings
+        self._folder = tempfile.TemporaryDirectory()
         self._closing = False
         self._error: BaseException | None = None
         self.losses: list[float] = []
@@ -73,6 +75,7 @@ class Fit(pl.Callback):
                     "logger": MemoryLogger(),
                     "enable_checkpointing": False,
                     "enable_model_summary": False,
+                    "default_root_dir": self._folder.name,  # for the callback's table of clients
                     **self._settings,
                     "callbacks": [self, TQDMProgressBar()],
                 }
@@ -107,6 +110,7 @@ class Fit(pl.Callback):
         self._closing = True
         self._go.release()
         self._thread.join()
+        self._folder.cleanup()
 
 
 @contextlib.contextmanager

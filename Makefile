@@ -24,7 +24,7 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.round_cost
+	$(BIN)/python -m benchmarks
 
 # One resolution for everything, so that pip chooses a torch and a torchvision that match.
 $(VENV)/.installed: pyproject.toml

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
 
+from lightning_lbgm.data.ahead import LoadAhead, Request
 from lightning_lbgm.data.batches import BatchPlan, bulk_reader
 from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 
 __all__ = ["ClientFeed", "LocalBatch", "plan_from_loader"]
-
-_Request = tuple[int, list[int]]  # a seed for transforms, and example indices
 
 
 class LocalBatch(NamedTuple):
@@ -61,7 +62,10 @@ class ClientFeed:
     The order of a client's batches, and the seed that its transforms see, are a pure function of
     ``(seed, round, client, batch)``: the same with any number of workers, in any cohort, after any resume.
     A dataset of tensors is indexed in bulk; others go through one DataLoader with persistent workers, which fetch
-    ahead across the clients of a round.
+    ahead across the clients of a round and into the next one.
+
+    Attributes:
+        next_cohort: Returns a round's cohort, so that workers can go on to it; None: they stop at a round's end.
 
     Args:
         loader: The user's DataLoader: dataset, ``collate_fn``, workers and their settings are taken from it.
@@ -78,21 +82,14 @@ class ClientFeed:
         self._dataset = loader.dataset
         self._collate = loader.collate_fn
         self._bulk = bulk_reader(loader.dataset) if loader.collate_fn is default_collate else None
-        self._requests: list[_Request] = []
-        self._worker_loader: DataLoader[Any] | None = None
+        self.next_cohort: Callable[[int], tuple[int, ...]] | None = None
+        self._ahead: LoadAhead | None = None
         if self._bulk is None and loader.num_workers > 0:
-            self._worker_loader = DataLoader(
-                _SeededDataset(loader.dataset),
-                batch_sampler=_Requests(self._requests),  # type: ignore[arg-type]
-                num_workers=loader.num_workers,
-                collate_fn=loader.collate_fn,
-                pin_memory=loader.pin_memory,
-                timeout=loader.timeout,
-                worker_init_fn=loader.worker_init_fn,
-                multiprocessing_context=loader.multiprocessing_context,
-                prefetch_factor=loader.prefetch_factor,
-                persistent_workers=True,
-                generator=torch.Generator(),  # its base seed must not be drawn from the global generator
+            me = weakref.proxy(self)  # no circle, see LoadAhead
+            self._ahead = LoadAhead(
+                lambda round_index, client_id: me._client_requests(round_index, client_id),
+                lambda round_index, cohort: me._foresee(round_index, cohort),
+                functools.partial(_worker_loader, loader),
             )
 
     def num_examples(self, client_id: int) -> int:
@@ -117,46 +114,53 @@ class ClientFeed:
             for client_id in cohort:
                 bulk = self._bulk
                 yield client_id, (LocalBatch(bulk(ix), len(ix)) for ix in self._order(round_index, client_id))
-        elif self._worker_loader is None:
+        elif self._ahead is None:
             for client_id in cohort:
                 yield client_id, map(self._fetch, self._client_requests(round_index, client_id))
         else:
-            requests = {client_id: self._client_requests(round_index, client_id) for client_id in cohort}
-            self._requests[:] = [request for client_id in cohort for request in requests[client_id]]
-            fetched = iter(self._worker_loader)
-            for client_id in cohort:
-                sizes = iter([len(indices) for _, indices in requests[client_id]])
-                yield client_id, (LocalBatch(next(fetched), size) for size in sizes)
-                for _ in sizes:  # what the client did not take
-                    next(fetched)
+            for client_id, batches in self._ahead.stream(round_index, cohort):
+                yield client_id, itertools.starmap(LocalBatch, batches)
+
+    def _foresee(self, round_index: int, cohort: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Return the cohort of the round after the given one; None where it is unknown."""
+        if self.next_cohort is None:
+            return None
+        whole, following = self.next_cohort(round_index), self.next_cohort(round_index + 1)
+        if cohort == whole:
+            return following
+        return cohort if whole == following else None  # a part of a cohort: other parts are trained elsewhere
 
     def _order(self, round_index: int, client_id: int) -> list[Tensor]:
         self._generator.manual_seed(derive_seed(self.seed, "batches", round_index, client_id))
         return self.plan.batches(self.partitions[client_id], self._generator)
 
-    def _client_requests(self, round_index: int, client_id: int) -> list[_Request]:
+    def _client_requests(self, round_index: int, client_id: int) -> list[Request]:
         return [
             (derive_seed(self.seed, "transforms", round_index, client_id, step), indices.tolist())
             for step, indices in enumerate(self._order(round_index, client_id))
         ]
 
-    def _fetch(self, request: _Request) -> LocalBatch:
+    def _fetch(self, request: Request) -> LocalBatch:
         with isolated_rng():
             data = self._collate(_SeededDataset(self._dataset).__getitems__(request))
         return LocalBatch(data, len(request[1]))
 
 
-class _Requests:
-    """A batch sampler that hands out whatever the list holds when a round starts."""
-
-    def __init__(self, requests: list[_Request]) -> None:
-        self._requests = requests
-
-    def __iter__(self) -> Iterator[_Request]:
-        return iter(copy.copy(self._requests))
-
-    def __len__(self) -> int:
-        return len(self._requests)
+def _worker_loader(loader: DataLoader[Any], requests: Any) -> DataLoader[Any]:
+    """Return a DataLoader with the user's settings that loads what is requested, with workers that stay."""
+    return DataLoader(
+        _SeededDataset(loader.dataset),
+        batch_sampler=requests,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=True,
+        generator=torch.Generator(),  # its base seed must not be drawn from the global generator
+    )
 
 
 class _SeededDataset(Dataset[Any]):
@@ -165,7 +169,7 @@ class _SeededDataset(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
 
-    def __getitems__(self, request: _Request) -> list[Any]:
+    def __getitems__(self, request: Request) -> list[Any]:
         seed, indices = request
         seed_global_rng(seed)
         load_many = getattr(self._dataset, "__getitems__", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 from lightning_lbgm.data.cohort import sample_cohort
 from lightning_lbgm.data.feed import ClientFeed, LocalBatch
@@ -66,6 +67,8 @@ class RoundLoader:
         self.cohort_size = cohort_size
         self.rounds_per_epoch = rounds_per_epoch
         self._next_round = next_round
+        self._cohort = partial(sample_cohort, len(feed.partitions), cohort_size, feed.seed)
+        feed.next_cohort = self._cohort
 
     def __len__(self) -> int:
         """Return the rounds in an epoch."""
@@ -75,8 +78,7 @@ class RoundLoader:
         """Yield the rounds of one epoch."""
         for _ in range(self.rounds_per_epoch):
             index = self._next_round()
-            cohort = sample_cohort(len(self.feed.partitions), self.cohort_size, self.feed.seed, index)
-            yield Round(index, cohort, self.feed)
+            yield Round(index, self._cohort(index), self.feed)
 
     def state_dict(self) -> dict[str, int]:
         """Return the next round: a mark for the checkpoint that the loader resumes within an epoch."""

@@ -1,0 +1,74 @@
+"""What a round costs, and what each setting changes: ``python -m benchmarks``.
+
+Prints the tables of docs/performance.md as they are measured, and writes them to benchmarks/results/performance.jsonl,
+into the page and as figures to docs/images. About eight minutes on two quiet cores; ``--quick`` measures less, and
+only prints. ``LBGM_DATA`` names a folder that holds ``MNIST/raw``, for the feeding of images.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there: all contestants have one thread
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks import page
+from benchmarks.feeding import feeding
+from benchmarks.look_back import look_back
+from benchmarks.processes import processes
+from benchmarks.rounds import execution, peers, round_cost, stores
+from benchmarks.scaling import scaling
+
+PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
+    "round": round_cost,
+    "peers": peers,
+    "execution": execution,
+    "processes": processes,
+    "stores": stores,
+    "look_back": look_back,
+    "feeding": feeding,
+    "scaling": scaling,
+}
+
+
+def main() -> None:
+    """Measure, print, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="measure less, and write nothing")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="measure these parts and keep the others' rows")
+    parser.add_argument("--page", action="store_true", help="measure nothing; write the page from the results")
+    args = parser.parse_args()
+    if args.page:
+        page.write(page.load())
+        return
+    torch.set_num_threads(1)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_lbgm"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    versions = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
+    rows = page.load()
+    begin = time.perf_counter()
+    for part in args.only or PARTS:
+        measured = list(PARTS[part](args.quick))
+        tables = list(dict.fromkeys(row["table"] for row in measured))
+        for name in tables:
+            print(f"\n{page.TITLES[name]}\n\n{page.table(name, measured)}", flush=True)
+        print(f"({part}: {time.perf_counter() - begin:.0f} s so far)", file=sys.stderr)
+        if not args.quick:  # part by part, so that a run that is cut off leaves page and results in agreement
+            rows = [row for row in rows if row["table"] not in (*tables, "machine")] + measured
+            rows.append({"table": "machine", **versions})
+            page.RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            page.write(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from lightning_lbgm import _lightning
@@ -152,11 +153,13 @@ def _pays(module: nn.Module, flat: FlatParameters) -> bool:
     """Tell whether vectorised clients are likely to be faster.
 
     On a CPU they save the overhead of small operations. Where the operations themselves take the time, they save
-    nothing, and grouped convolutions, which convolutions become, are slower than plain ones.
+    nothing, and grouped convolutions, which convolutions become, are slower than plain ones. Dropout draws other numbers
+    in chunks; there the gain is not worth results that change with what a process trains.
     """
     if flat.device.type != "cpu":
         return True
-    return flat.num_parameters < _CPU_MAX_PARAMETERS and not any(isinstance(m, _SLOW_ON_CPU) for m in module.modules())
+    refused = (*_SLOW_ON_CPU, _DropoutNd)
+    return flat.num_parameters < _CPU_MAX_PARAMETERS and not any(isinstance(m, refused) for m in module.modules())
 
 
 def _default_chunk_size(flat: FlatParameters) -> int:

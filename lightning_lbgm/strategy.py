@@ -85,7 +85,7 @@ class LBGMFederated(ProcessesStrategy):
             else torch's.
         execution: How clients are simulated: ``"sequential"``, one after the other; ``"vectorized"``, in chunks that
             take their local steps at once, which must be possible; ``"auto"``, vectorised where that is possible and
-            likely to be faster: small modules without convolutions on a CPU, all on a GPU.
+            likely to be faster: small modules without convolutions or dropout on a CPU, all on a GPU.
         vectorized_chunk: Most clients in a chunk. None: 20 on a CPU, as many as 4 GiB of parameters allow on a GPU.
 
     Raises:

@@ -165,7 +165,7 @@ def test_plain_and_full_local_steps_agree(fit):
     for callbacks in ([], [Hooks()]):
         torch.manual_seed(0)
         module = TinyModule(**settings)
-        strategy = LBGMFederated(num_clients=3, local_steps=4, seed=0)
+        strategy = LBGMFederated(num_clients=3, local_steps=4, seed=0, execution="sequential")
         fit(strategy, module=module, callbacks=callbacks, gradient_clip_val=0.1, batch_size=5, shuffle=True)
         results.append(flat_params(module))
     assert torch.equal(*results)

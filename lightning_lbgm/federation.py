@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_lbgm.buffers import Buffers
+from lightning_lbgm.client_states import ClientFiles, is_index, open_client_states, read_index
 from lightning_lbgm.clients import ClientTrainer, ClientUpdate, RoundStart
 from lightning_lbgm.data import Round
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
 from lightning_lbgm.rng import isolated_rng
 from lightning_lbgm.server import Server
-from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult, State
+from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult
+from lightning_lbgm.uplink.capacity import LeastRecentlyUsed
 
 __all__ = ["Federation"]
 
@@ -55,7 +58,8 @@ class Federation:
         self.seed = seed
         self.round_index = 0
         self.ledger = Ledger()
-        self.clients: dict[int, State] = {}
+        self.clients = open_client_states(uplink.store, flat.device)
+        self.uses = LeastRecentlyUsed(uplink.capacity)
         self.shared = uplink.init_shared()
         self._reports: list[ClientReport] = []
         self._touched: list[int] = []  # clients that had their turn in the round at hand
@@ -83,6 +87,8 @@ class Federation:
         self.buffers.begin_round()
         examples = dict(zip(round_.cohort, round_.num_examples))
         total = sum(round_.num_examples) if self.weighting == "examples" else len(round_.cohort)
+        for client_id in self.uses.begin(round_.cohort):
+            self._forget(client_id)
         loss_sum = torch.zeros((), device=self.flat.device)
         loss_weight = 0
         start = RoundStart(self.server.server_params, self.seed, self._own_buffers)
@@ -93,6 +99,8 @@ class Federation:
                     weight = num_examples / total if self.weighting == "examples" else 1 / total
                     report = self._send(update, num_examples, weight)
                     self._reports.append(report)
+                    if self.uses.passes(update.client_id):
+                        self._forget(update.client_id)
                     if report.rejected:
                         trainer.capture.reject()
                     else:
@@ -114,6 +122,7 @@ class Federation:
         self.buffers.finish_round(self.server.total_weight)
         report = RoundReport(self.round_index, tuple(self._reports), norm)
         self.ledger.record(report)
+        self.uses.finish()
         self.round_index += 1
         self._reports, self._touched = [], []
         self._in_round = False
@@ -165,7 +174,16 @@ class Federation:
         self._reports, self._touched = [], []
         self._in_round = False
 
+    def _forget(self, client_id: int) -> None:
+        """Let both ends forget a client's look-back gradients."""
+        state = self.clients.get(client_id)
+        if state is not None:
+            self.uplink.forget(state["uplink"])
+            self.clients[client_id] = state
+
     def _own_buffers(self, client_id: int) -> dict[str, Tensor] | None:
+        if self.buffers.mode != "client":
+            return None
         return self.clients.get(client_id, {}).get("buffers")
 
     @torch.no_grad()
@@ -179,7 +197,7 @@ class Federation:
         decision: Decision | None = None
         uplink_bits = dense_bits = 0
         if not rejected:
-            state = self.clients.setdefault(client_id, {"uplink": self.uplink.init()})
+            state = self.clients.get(client_id) or {"uplink": self.uplink.init()}
             if self.buffers.mode == "client":
                 state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
                 buffers = {}
@@ -189,6 +207,7 @@ class Federation:
             message = Message(client_id, encoded.payload, buffers, self.round_index)
             self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"], context), weight)
             self.buffers.receive(message.buffers, weight)
+            self.clients[client_id] = state
             uplink_bits, dense_bits = message.num_bits, Message(client_id, update, buffers).num_bits
         return ClientReport(
             client_id=client_id,
@@ -203,18 +222,27 @@ class Federation:
             rejected=rejected,
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, clients_folder: Path | None = None) -> dict[str, Any]:
         """Return the federation as built-ins and tensors (shared, not copied).
 
         Within a round it is that of the round's start, without the clients that had their turn: as after an abort.
+
+        Args:
+            clients_folder: Where clients that are on disk are linked to; the state then has only an index of them.
         """
+        clients: dict[Any, Any]
+        if isinstance(self.clients, ClientFiles) and clients_folder is not None:
+            clients = self.clients.snapshot(clients_folder, without=self._touched)
+        else:
+            clients = {k: state for k, state in self.clients.items() if k not in self._touched}
         return {
             "round_index": self.round_index,
             "seed": self.seed,
             "ledger": self.ledger.state_dict(),
             "server": self.server.state_dict(),
             "uplink": self.shared,
-            "clients": {k: state for k, state in self.clients.items() if k not in self._touched},
+            "clients": clients,
+            "uses": self.uses.order,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -224,7 +252,13 @@ class Federation:
         self.ledger = Ledger(**state["ledger"])
         self.server.load_state_dict(state["server"])
         self.shared = _to_device(state["uplink"], self.flat.device)
-        self.clients = _to_device(state["clients"], self.flat.device)
+        self.uses = LeastRecentlyUsed(self.uplink.capacity, state.get("uses", []))
+        clients = state["clients"]
+        if is_index(clients) and isinstance(self.clients, ClientFiles):
+            self.clients.restore(clients)
+            return
+        self.clients.clear()
+        self.clients.update(_to_device(read_index(clients) if is_index(clients) else clients, self.flat.device))
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

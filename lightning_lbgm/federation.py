@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_lbgm import snapshot
 from lightning_lbgm.buffers import Buffers
+from lightning_lbgm.client_states import open_client_states
 from lightning_lbgm.clients import ClientTrainer, ClientUpdate, LogCapture, RoundStart
 from lightning_lbgm.data import Round, deal
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
-from lightning_lbgm.processes import World, to_device
+from lightning_lbgm.processes import World
 from lightning_lbgm.rng import isolated_rng
 from lightning_lbgm.server import Server
-from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult, State
+from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult
+from lightning_lbgm.uplink.capacity import LeastRecentlyUsed
 
 __all__ = ["Federation"]
 
@@ -62,11 +66,12 @@ class Federation:
         self.world = world or World()
         self.round_index = 0
         self.ledger = Ledger()
-        self.clients: dict[int, State] = {}
-        self._homes: dict[int, int] = {}  # the rank that holds a client's state, of all clients
+        self.clients = open_client_states(uplink.store, flat.device)
+        self.homes: dict[int, int] = {}  # the rank that holds a client's state, of all clients
+        self.uses = LeastRecentlyUsed(uplink.capacity)
         self.shared = uplink.init_shared()
         self._reports: list[ClientReport] = []
-        self._touched: list[int] = []  # clients that had their turn in the round at hand
+        self.touched: list[int] = []  # clients that had their turn in the round at hand
         self._in_round = False  # whether the module holds a client's parameters
 
     def run_clients(
@@ -85,12 +90,14 @@ class Federation:
             The loss, shape ``()``: the mean over all local steps of the clients that were not rejected, weighted by
             batch size; NaN where there is none.
         """
-        self._reports, self._touched = [], []
+        self._reports, self.touched = [], []
         self._in_round = True
         self.server.begin_round()
         self.buffers.begin_round()
         weights = self._weights(round_)
         examples = dict(zip(round_.cohort, round_.num_examples))
+        for client_id in self.uses.begin(round_.cohort):
+            self._forget(client_id)
         loss_sum = torch.zeros((), device=self.flat.device)
         loss_weight = 0
         start = RoundStart(self.server.server_params, self.seed, self._own_buffers)
@@ -101,6 +108,8 @@ class Federation:
                     client_id = update.client_id
                     report = self._send(update, examples[client_id], weights[client_id])
                     self._reports.append(report)
+                    if self.uses.passes(update.client_id):
+                        self._forget(update.client_id)
                     if report.rejected:
                         trainer.capture.reject()
                     else:
@@ -134,10 +143,10 @@ class Federation:
         """Return the round of the clients that are trained here, with their state brought here."""
         if self.world.size == 1:
             return round_
-        ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, self._homes, self.world.size)))
-        moves = [(k, self._homes[k], rank) for k, rank in ranks.items() if self._homes.get(k, rank) != rank]
+        ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, self.homes, self.world.size)))
+        moves = [(k, self.homes[k], rank) for k, rank in ranks.items() if self.homes.get(k, rank) != rank]
         self.world.move(moves, self.clients, self.flat.device)
-        self._homes.update(ranks)
+        self.homes.update(ranks)
         return round_.part([client_id for client_id, rank in ranks.items() if rank == self.world.rank])
 
     def _combine(
@@ -167,8 +176,9 @@ class Federation:
         self.buffers.finish_round(self.server.total_weight)
         report = RoundReport(self.round_index, tuple(self._reports), norm)
         self.ledger.record(report)
+        self.uses.finish()
         self.round_index += 1
-        self._reports, self._touched = [], []
+        self._reports, self.touched = [], []
         self._in_round = False
         return report
 
@@ -213,18 +223,27 @@ class Federation:
         """
         self.server.abort_round()
         self.buffers.load()
-        for client_id in self._touched:
+        for client_id in self.touched:
             self.clients.pop(client_id, None)
-        self._reports, self._touched = [], []
+        self._reports, self.touched = [], []
         self._in_round = False
 
+    def _forget(self, client_id: int) -> None:
+        """Let both ends forget a client's look-back gradients."""
+        state = self.clients.get(client_id)
+        if state is not None:
+            self.uplink.forget(state["uplink"])
+            self.clients[client_id] = state
+
     def _own_buffers(self, client_id: int) -> dict[str, Tensor] | None:
+        if self.buffers.mode != "client":
+            return None
         return self.clients.get(client_id, {}).get("buffers")
 
     @torch.no_grad()
     def _send(self, result: ClientUpdate, num_examples: int, weight: float) -> ClientReport:
         client_id, local = result.client_id, result.local
-        self._touched.append(client_id)
+        self.touched.append(client_id)
         update = Dense(result.update, self.flat.layout)
         buffers = result.buffers
         squared_norm = update.squared_norm()
@@ -232,7 +251,7 @@ class Federation:
         decision: Decision | None = None
         uplink_bits = dense_bits = 0
         if not rejected:
-            state = self.clients.setdefault(client_id, {"uplink": self.uplink.init()})
+            state = self.clients.get(client_id) or {"uplink": self.uplink.init()}
             if self.buffers.mode == "client":
                 state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
                 buffers = {}
@@ -242,6 +261,7 @@ class Federation:
             message = Message(client_id, encoded.payload, buffers, self.round_index)
             self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"], context), weight)
             self.buffers.receive(message.buffers, weight)
+            self.clients[client_id] = state
             uplink_bits, dense_bits = message.num_bits, Message(client_id, update, buffers).num_bits
         return ClientReport(
             client_id=client_id,
@@ -256,42 +276,10 @@ class Federation:
             rejected=rejected,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the federation as built-ins and tensors (shared, not copied).
-
-        Within a round it is that of the round's start, without the clients that had their turn: as after an abort.
-
-        Of several processes all must call it; rank 0 gets all clients, the others their own. Within a round, and where
-        the connection is broken, rank 0 too gets its own alone: the others' send in full next time.
-        """
-        clients = {k: state for k, state in self.clients.items() if k not in self._touched}
-        if self.world.size > 1 and self.world.is_open and not self._in_round:
-            parts = self.world.gather_to_first(to_device(clients, "cpu"), "clients' state")
-            if self.world.rank == 0:
-                clients = dict(sorted(item for part in parts for item in part.items()))
-        return {
-            "round_index": self.round_index,
-            "seed": self.seed,
-            "ledger": self.ledger.state_dict(),
-            "server": self.server.state_dict(),
-            "uplink": self.shared,
-            "clients": clients,
-        }
+    def state_dict(self, clients_folder: Path | None = None) -> dict[str, Any]:
+        """Return the federation as built-ins and tensors; see ``snapshot.save``."""
+        return snapshot.save(self, clients_folder)
 
     def load_state_dict(self, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
-        """Continue from ``state_dict``, made by a federation with the same settings, in any number of processes.
-
-        Args:
-            state: The state.
-            work: Each client's local work, to deal the clients to the processes. None: all the same.
-        """
-        self.round_index = state["round_index"]
-        self.seed = state["seed"]
-        self.ledger = Ledger(**state["ledger"])
-        self.server.load_state_dict(state["server"])
-        self.shared = to_device(state["uplink"], self.flat.device)
-        ids = sorted(state["clients"])
-        ranks = deal(ids, [1 if work is None else work[k] for k in ids], {}, self.world.size)
-        self._homes = dict(zip(ids, ranks))
-        own = {k: client for k, client in state["clients"].items() if self._homes[k] == self.world.rank}
-        self.clients = to_device(own, self.flat.device)
+        """Continue from ``state_dict``; see ``snapshot.load``."""
+        snapshot.load(self, state, work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ class World:
         """Return rank 0's value."""
         return value
 
-    def move(self, moves: Sequence[Move], states: dict[int, Any], device: torch.device) -> None:
+    def move(self, moves: Sequence[Move], states: MutableMapping[int, Any], device: torch.device) -> None:
         """Carry clients' states from rank to rank.
 
         Args:
@@ -106,7 +106,7 @@ class ProcessGroupWorld(World):
             dist.broadcast_object_list(box, group=self._objects)
         return box[0]
 
-    def move(self, moves: Sequence[Move], states: dict[int, Any], device: torch.device) -> None:
+    def move(self, moves: Sequence[Move], states: MutableMapping[int, Any], device: torch.device) -> None:
         # In one order for all: the first pair that is not done yet has both its ranks waiting for it, so none hangs.
         ordered = sorted(moves, key=lambda move: (move[1], move[2], move[0]))
         for (source, target), pair in itertools.groupby(ordered, key=lambda move: (move[1], move[2])):

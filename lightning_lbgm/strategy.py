@@ -30,6 +30,7 @@ from lightning_lbgm._checks import (
 from lightning_lbgm._processes_strategy import ProcessesStrategy
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
+from lightning_lbgm.client_states import checkpoint_folder, locate, prune, remove_clients
 from lightning_lbgm.clients import LocalTrainer, LogCapture
 from lightning_lbgm.data import (
     ClientFeed,
@@ -242,7 +243,7 @@ class LBGMFederated(ProcessesStrategy):
         return {
             "num_clients": self.num_clients,
             "partitioner": repr(self.partitioner),
-            "uplink": repr(self.uplink),
+            "uplink": repr(self.uplink.without_store()),
             "server_optimizer": type(federation.server.optimizer).__name__,
             "seed": federation.seed,
             "num_parameters": federation.flat.num_parameters,
@@ -366,9 +367,18 @@ class LBGMFederated(ProcessesStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         # A weights-only checkpoint has no optimizer states, and gets no federation's state either.
         if self._federation is not None and "optimizer_states" in checkpoint:
-            state = {"identity": self._identity(self._federation), **self._federation.state_dict()}
+            state = self._federation.state_dict(checkpoint_folder(filepath))
+            state = {"identity": self._identity(self._federation), **state}
             checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
         super().save_checkpoint(checkpoint, filepath, storage_options)
+        if _CHECKPOINT_KEY in checkpoint and self.is_global_zero:  # who alone knows of all clients
+            prune(checkpoint[_CHECKPOINT_KEY])
+
+    @override
+    def remove_checkpoint(self, filepath: Any) -> None:
+        super().remove_checkpoint(filepath)
+        if self.is_global_zero:
+            remove_clients(filepath)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -376,6 +386,7 @@ class LBGMFederated(ProcessesStrategy):
         if self._trainer().state.fn == TrainerFn.FITTING:
             # Kept until `on_train_start`, when the federation is made.
             self._restored = checkpoint.get(_CHECKPOINT_KEY)
+            locate(self._restored, checkpoint_path)
         return checkpoint
 
     @override

@@ -106,6 +106,11 @@ def test_the_settings_of_the_uplink_family_come_from_a_config(tmp_path):
         " max_age=4, rowwise=True)]"
     )
 
+    large = stage("LookBack", store=str(tmp_path / "store"), dtype="torch.bfloat16", capacity=2)
+    strategy = stage("LBGMFederated", num_clients=3, uplink=[large])
+    chain = run(tmp_path, strategy).trainer.strategy.uplink
+    assert (chain.store, chain.capacity, chain.stages[0].dtype) == (str(tmp_path / "store"), 2, torch.bfloat16)
+
     strategy = stage("LBGMFederated", num_clients=3, uplink=[stage("LookBack", threshold="test_cli.fading")])
     (look_back,) = run(tmp_path, strategy).trainer.strategy.uplink.stages
     assert look_back.threshold is fading

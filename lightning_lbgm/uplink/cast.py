@@ -6,13 +6,36 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
-from lightning_lbgm.uplink.payload import Dense, Payload
+from lightning_lbgm.uplink.payload import Dense, Payload, is_safe
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, Stage, State
 from lightning_lbgm.uplink.wire import DTYPES, MessageError, Reader, Writer, dtype_code, dtype_name, dtype_named
 
-__all__ = ["Cast", "Rounded"]
+__all__ = ["Cast", "Rounded", "check_format", "rounded"]
 
 _FORMATS = (torch.bfloat16, torch.float16, torch.float32)
+_CHUNK = 2**15  # entries converted at a time: they stay in the processor's cache
+_ACCELERATOR_CHUNK = 2**22
+
+
+def check_format(owner: str, dtype: torch.dtype | str) -> torch.dtype:
+    """Return a smaller floating-point format, given by itself or by its name.
+
+    Raises:
+        ValueError: If it is none; the error names the owner.
+    """
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if named not in _FORMATS:
+        raise ValueError(f"`{owner}(dtype=...)` must be one of {', '.join(map(str, _FORMATS))}; got {dtype!r}.")
+    return named
+
+
+def rounded(numbers: Dense, dtype: torch.dtype) -> Payload:
+    """Round numbers to a smaller dtype; values beyond its range become its largest. Others stay as they are."""
+    values = numbers.values
+    if dtype.itemsize >= values.dtype.itemsize:
+        return numbers
+    largest = torch.finfo(dtype).max
+    return Rounded(values.clamp(-largest, largest).to(dtype), dtype_name(values.dtype), numbers.layout)
 
 
 class Rounded(Payload):
@@ -38,6 +61,28 @@ class Rounded(Payload):
 
     def dense(self) -> Tensor:
         return self.values.to(self.dtype)
+
+    def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
+        chunk = self._chunk
+        for part, values in zip(out.split(chunk), self.values.split(chunk)):
+            part.add_(values.to(self.dtype), alpha=alpha)
+
+    def _dot(self, other: Payload) -> float | None:
+        # A chunk at a time, so that no decoded copy of the whole is made.
+        if not isinstance(other, (Rounded, Dense)):
+            return None
+        result = self._sum_of_products(other.values, torch.promote_types(self.dtype, other.dtype))
+        if self.dtype != torch.float64 and not is_safe(abs(result)):
+            result = self._sum_of_products(other.values, torch.float64)
+        return result
+
+    def _sum_of_products(self, values: Tensor, dtype: torch.dtype) -> float:
+        chunks = zip(self.values.split(self._chunk), values.split(self._chunk))
+        return sum(float(torch.dot(one.to(dtype), two.to(dtype))) for one, two in chunks)
+
+    @property
+    def _chunk(self) -> int:
+        return _CHUNK if self.values.device.type == "cpu" else _ACCELERATOR_CHUNK
 
     def split(self) -> list[Payload]:
         parts = self.values.split(self.sizes)
@@ -80,17 +125,7 @@ class Cast(Stage):
     """
 
     def __init__(self, dtype: torch.dtype | str = torch.bfloat16) -> None:
-        named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-        if named not in _FORMATS:
-            raise ValueError(f"`Cast(dtype=...)` must be one of {', '.join(map(str, _FORMATS))}; got {dtype!r}.")
-        self.dtype: torch.dtype = named
+        self.dtype = check_format("Cast", dtype)
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        return Encoded(update.compress(self._round, factors=True))
-
-    def _round(self, numbers: Dense) -> Payload:
-        values = numbers.values
-        if self.dtype.itemsize >= values.dtype.itemsize:
-            return numbers
-        largest = torch.finfo(self.dtype).max
-        return Rounded(values.clamp(-largest, largest).to(self.dtype), dtype_name(values.dtype), numbers.layout)
+        return Encoded(update.compress(lambda numbers: rounded(numbers, self.dtype), factors=True))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lbgm.uplink.capacity import LeastRecentlyUsed
 from lightning_lbgm.uplink.context import NO_CONTEXT, Context, State
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.message import Message, MessageError
@@ -111,7 +112,8 @@ class ServerEnd:
     """The server's end: turns messages into updates, and never takes one twice, late or beside what it refers to.
 
     Args:
-        uplink: The stages, the same at both ends.
+        uplink: The stages, the same at both ends. Beyond the ``capacity`` of a ``LookBack`` the client whose last
+            message is longest ago is forgotten, and will be asked to send in full.
         layout: The parameter tensors; ints stand for vectors.
     """
 
@@ -119,6 +121,7 @@ class ServerEnd:
         self.uplink = as_chain(uplink)
         self.layout = Layout.of(layout)
         self._clients: dict[int, State] = {}
+        self._uses = LeastRecentlyUsed(self.uplink.capacity)
 
     def receive(self, data: bytes | Message, round_index: int, context: Context = NO_CONTEXT) -> Payload:
         """Decode a message of the current round.
@@ -153,14 +156,19 @@ class ServerEnd:
             raise Rejection(reason, state["sequence"], forgotten=True) from error
         if not finite:
             raise Rejection(f"{name} the update is not finite.", state["sequence"], forgotten=True)
+        for client_id in self._uses.begin([message.client_id]):
+            # Its count stays: what it sent before is not taken again.
+            self._clients[client_id] = {**self._clients[client_id], "memory": 0, "uplink": self.uplink.init()}
+        self._uses.finish()
         memory = message.memory or state["memory"]
         self._clients[message.client_id] = {"sequence": message.sequence, "memory": memory, "uplink": stages}
         return update
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, made of built-ins and tensors (shared, not copied)."""
-        return {"clients": self._clients}
+        return {"clients": self._clients, "uses": self._uses.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._clients = dict(state["clients"])
+        self._uses = LeastRecentlyUsed(self.uplink.capacity, state.get("uses", []))

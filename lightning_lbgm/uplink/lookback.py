@@ -6,12 +6,14 @@ Low-Rank?", ICLR 2022 (arXiv 2202.00280), Algorithm 1. ``rank`` above 1 is this 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 
 from lightning_lbgm.uplink.blocks import Blocks
+from lightning_lbgm.uplink.cast import check_format, rounded
 from lightning_lbgm.uplink.checks import check_count
 from lightning_lbgm.uplink.coefficients import Coefficients
 from lightning_lbgm.uplink.payload import Payload
@@ -50,10 +52,20 @@ class LookBack(Stage):
         rank: r, LBGs kept for each test: r vectors of memory a client, and r inner products an update. Above 1 it
             recycles more of noisy updates (see docs/choosing.md).
         max_age: Rounds in a row that a test may recycle; then the update goes in full. None: any number.
+        rowwise: Whether each row of a parameter matrix has coefficients of its own.
+        store: Where clients' states are kept: ``"memory"``, or a directory, for more clients than memory holds. Each
+            client's whole state lies there then (residuals of ``ErrorFeedback`` too), in a sub-folder of the run that
+            goes with it, and only the client at hand is in memory. Results are the same bit for bit.
+        dtype: Dtype that LBGs are kept in at both ends, ``torch.bfloat16``, ``torch.float16`` or its name: half the
+            memory. Tests and coefficients are those of the rounded LBGs; an update that goes in full is applied as it
+            was sent. None: as sent.
+        capacity: Clients whose LBGs are kept. Those of the client whose last cohort is longest ago go first; its next
+            update goes in full. None: all.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If ``threshold`` is outside [0, 1], ``granularity`` is unknown, or a count is not positive.
+        ValueError: If ``threshold`` is outside [0, 1], ``granularity`` or ``dtype`` is unknown, ``store`` is empty, or
+            a count is not positive.
 
     Examples:
         >>> from lightning_lbgm.uplink import Dense
@@ -67,7 +79,7 @@ class LookBack(Stage):
     """
 
     terminal = True
-    _shown_if_set = ("rank", "max_age", "rowwise")
+    _shown_if_set = ("rank", "max_age", "rowwise", "store", "dtype", "capacity")
 
     def __init__(
         self,
@@ -76,6 +88,9 @@ class LookBack(Stage):
         rank: int = 1,
         max_age: int | None = None,
         rowwise: bool = False,
+        store: str = "memory",
+        dtype: torch.dtype | str | None = None,
+        capacity: int | None = None,
     ) -> None:
         self.threshold = check_threshold(threshold)
         if granularity not in ("model", "layer"):
@@ -87,6 +102,13 @@ class LookBack(Stage):
         self.rank = check_count("LookBack", "rank", rank)
         self.max_age = None if max_age is None else check_count("LookBack", "max_age", max_age)
         self.rowwise = bool(rowwise)
+        if not isinstance(store, (str, os.PathLike)):
+            raise TypeError(f"`LookBack(store=...)` must be 'memory' or a directory; got {store!r}.")
+        if not str(store):
+            raise ValueError("`LookBack(store='')` names no directory: pass 'memory' or a directory.")
+        self.store = os.fspath(store)
+        self.dtype = None if dtype is None else check_format("LookBack", dtype)
+        self.capacity = None if capacity is None else check_count("LookBack", "capacity", capacity)
         self._span = RowSpan() if rowwise else Span()
 
     def init(self) -> State:
@@ -110,7 +132,7 @@ class LookBack(Stage):
             errors.append(error)
             if coefficients is None:
                 sent.append(part)
-                self._span.append(lbgs.setdefault(index, new_basis()), part, products, self.rank)
+                self._refresh(lbgs, index, part, products)
                 ages[index] = 0
                 newest.append(float("nan"))
             else:
@@ -138,7 +160,7 @@ class LookBack(Stage):
             if not isinstance(part, Coefficients):
                 known = state["lbgs"].get(index)
                 products = self._span.dots(known, part) if known is not None else None
-                self._span.append(state["lbgs"].setdefault(index, new_basis()), part, products, self.rank)
+                self._refresh(state["lbgs"], index, part, products)
         return Blocks(decoded, payload.layout) if self.granularity == "layer" else decoded[0]
 
     def forget(self, state: State) -> None:
@@ -168,6 +190,22 @@ class LookBack(Stage):
         largest = torch.finfo(update.dtype).max
         return error, coefficients if all(abs(coefficient) <= largest for coefficient in coefficients) else None
 
+    def _refresh(self, lbgs: dict[int, Basis], index: int, update: Payload, products: Any) -> None:
+        """Let an update that went in full become an LBG, by its ``dots`` with those that there are."""
+        basis = lbgs.setdefault(index, new_basis())
+        kept = self._kept(update)
+        if kept is not update and products is not None and self.rank > 1:
+            products = self._span.dots(basis, kept)  # of what is kept: the Gram matrix must be that of one span
+        self._span.append(basis, kept, products, self.rank)
+
+    def _kept(self, update: Payload) -> Payload:
+        """Return an update as it is kept: rounded, where that is smaller; packed signs are not."""
+        dtype = self.dtype
+        if dtype is None or dtype.itemsize >= update.dtype.itemsize:
+            return update
+        smaller = update.compress(lambda numbers: rounded(numbers, dtype), factors=True)
+        return smaller if _num_bytes(smaller) < _num_bytes(update) else update
+
     def _decoded(self, index: int, part: Payload, state: State) -> Payload:
         if not isinstance(part, Coefficients):
             return part
@@ -176,3 +214,7 @@ class LookBack(Stage):
         if basis is None or part.values.numel() != wanted:
             raise MessageError(f"The message has {part.values.numel()} look-back coefficients, not {wanted}.")
         return self._span.combination(basis, part.values, part.layout)
+
+
+def _num_bytes(payload: Payload) -> int:
+    return sum(tensor.nbytes for tensor in payload.tensors())

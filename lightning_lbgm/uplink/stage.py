@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 from abc import ABC, abstractmethod
@@ -59,9 +60,13 @@ class Stage(ABC):
 
     Attributes:
         terminal: Whether the stage must be the last of its chain.
+        store: Where the clients' states are to be kept: ``"memory"``, or a directory.
+        capacity: How many clients' states both ends are to remember; None: all.
     """
 
     terminal = False
+    store = "memory"
+    capacity: int | None = None
     _shown_if_set: ClassVar[tuple[str, ...]] = ()  # arguments that the representation leaves out at their default
 
     def init(self) -> State:
@@ -101,6 +106,14 @@ class Stage(ABC):
     ) -> None:
         """Advance, on the server, the state that concerns all clients, in place."""
 
+    def stages_inside(self) -> Iterator[Stage]:
+        """Yield the stage and all that it is made of."""
+        yield self
+        for value in vars(self).values():
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(item, Stage):
+                    yield from item.stages_inside()
+
     def __repr__(self) -> str:
         """Show the constructor call."""
         shown = []
@@ -119,7 +132,7 @@ class Chain(Stage):
 
     Raises:
         TypeError: If an element is not a stage.
-        ValueError: If a terminal stage is followed by another.
+        ValueError: If a terminal stage is followed by another, or two stages name different stores or capacities.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -136,6 +149,18 @@ class Chain(Stage):
                 )
         self.stages = list(stages)
         self.terminal = any(stage.terminal for stage in self.stages)
+        # A client's state is one, of all stages together.
+        inside = [stage for part in self.stages for stage in part.stages_inside()]
+        self.store = _only("store", [stage.store for stage in inside if stage.store != "memory"], "memory")
+        capacities = [stage.capacity for stage in inside if stage.capacity is not None]
+        self.capacity = _only("capacity", capacities, None)
+
+    def without_store(self) -> Chain:
+        """Return a copy that keeps clients' states in memory, to compare: where they lie changes no result."""
+        copied = copy.deepcopy(self)
+        for stage in copied.stages_inside():
+            stage.store = "memory"
+        return copied
 
     def init(self) -> State:
         return {"stages": [stage.init() for stage in self.stages]}
@@ -177,6 +202,16 @@ class Chain(Stage):
 
     def __repr__(self) -> str:
         return repr(self.stages)
+
+
+def _only(name: str, values: list[Any], default: Any) -> Any:
+    """Return the one value that a chain's stages name."""
+    if len(set(values)) > 1:
+        raise ValueError(
+            f"The stages of one uplink name different values of `{name}`: {', '.join(map(repr, values))}. Each client"
+            " has one state, of all stages together: name the same in each, or in one alone."
+        )
+    return values[0] if values else default
 
 
 def as_chain(stages: Stage | Sequence[Stage]) -> Chain:

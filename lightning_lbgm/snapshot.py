@@ -1,0 +1,84 @@
+"""A federation's state between rounds, for checkpoints, however its clients are kept and in how many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lbgm.client_states import ClientFiles, is_index, read_index
+from lightning_lbgm.data import deal
+from lightning_lbgm.ledger import Ledger
+from lightning_lbgm.processes import to_device
+from lightning_lbgm.uplink.capacity import LeastRecentlyUsed
+
+if TYPE_CHECKING:
+    from lightning_lbgm.federation import Federation
+
+__all__ = ["load", "save"]
+
+
+def save(federation: Federation, clients_folder: Path | None = None) -> dict[str, Any]:
+    """Return a federation as built-ins and tensors (shared, not copied).
+
+    Within a round it is that of the round's start, without the clients that had their turn: as after an abort.
+
+    Of several processes all must call it; rank 0 gets all clients, the others their own. Within a round, and where the
+    connection is broken, rank 0 too gets its own alone: the others' send in full next time.
+
+    Args:
+        federation: The federation.
+        clients_folder: Where clients that are on disk are linked to; the state then has only an index of them. Of
+            several processes all must see this folder.
+    """
+    world = federation.world
+    on_disk = isinstance(federation.clients, ClientFiles) and clients_folder is not None
+    clients: dict[Any, Any]
+    if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
+        clients = federation.clients.snapshot(clients_folder, without=federation.touched)["skeletons"]
+    else:
+        clients = {k: state for k, state in federation.clients.items() if k not in federation.touched}
+    if world.size > 1 and world.is_open and not federation.in_round:
+        parts = world.gather_to_first(to_device(clients, "cpu"), "clients' state")
+        if world.rank == 0:
+            clients = dict(sorted(item for part in parts for item in part.items()))
+    return {
+        "round_index": federation.round_index,
+        "seed": federation.seed,
+        "ledger": federation.ledger.state_dict(),
+        "server": federation.server.state_dict(),
+        "uplink": federation.shared,
+        "clients": {"folder": str(clients_folder), "skeletons": clients} if on_disk else clients,
+        "uses": federation.uses.order,
+    }
+
+
+def load(federation: Federation, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
+    """Continue from ``save``, made by a federation with the same settings, in any number of processes.
+
+    Args:
+        federation: The federation, changed in place.
+        state: The state.
+        work: Each client's local work, to deal the clients to the processes. None: all the same.
+    """
+    device, world = federation.flat.device, federation.world
+    federation.round_index = state["round_index"]
+    federation.seed = state["seed"]
+    federation.ledger = Ledger(**state["ledger"])
+    federation.server.load_state_dict(state["server"])
+    federation.shared = to_device(state["uplink"], device)
+    federation.uses = LeastRecentlyUsed(federation.uplink.capacity, state.get("uses", []))
+    clients = state["clients"]
+    on_disk = is_index(clients)
+    ids = sorted(clients["skeletons"] if on_disk else clients)
+    ranks = deal(ids, [1 if work is None else work[k] for k in ids], {}, world.size)
+    federation.homes = dict(zip(ids, ranks))
+    own = [k for k in ids if federation.homes[k] == world.rank]
+    if on_disk:
+        clients = {"folder": clients["folder"], "skeletons": {k: clients["skeletons"][k] for k in own}}
+        if isinstance(federation.clients, ClientFiles):
+            federation.clients.restore(clients)
+            return
+        clients = read_index(clients)
+    federation.clients.clear()
+    federation.clients.update(to_device({k: clients[k] for k in own}, device))

@@ -79,5 +79,5 @@ def feeding(quick: bool) -> Iterator[Row]:
                 plain = DataLoader(dataset, sampler=RandomSampler(dataset, num_samples=num_examples), **settings)  # type: ignore[arg-type]
                 clients = DataLoader(dataset, shuffle=True, **settings)
                 contestants = {"plain": partial(epochs, plain), "clients": partial(client_rounds, clients, num_clients)}
-                seconds = take_turns(contestants, rounds=3 if quick else 5, warmup=1)
+                seconds = take_turns(contestants, rounds=3 if quick else 4, warmup=1)
                 yield {**row, "ratio": ratio(seconds, "clients", "plain")}

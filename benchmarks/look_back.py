@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,19 +21,20 @@ SIZES = {"0.1 M": 101_770, "1 M": 1_000_000, "11 M": 11_000_000}
 COLD_BYTES = 256 * 2**20  # of operands in rotation, several times a last-level cache
 
 
-def bandwidth(repeats: int = 7) -> float:
-    """Return the bytes a second that a plain ``torch.dot`` of two large vectors reads."""
-    a, b = torch.ones(2, 32 * 2**20).unbind()
-    return 2 * a.nbytes / _best(lambda _: torch.dot(a, b), repeats)
+@functools.cache
+def _large() -> tuple[Tensor, Tensor]:
+    return torch.randn(32 * 2**20), torch.randn(32 * 2**20)
 
 
-def _best(call: Callable[[int], Any], repeats: int) -> float:
+def bandwidth(repeats: int = 5) -> float:
+    """Return the bytes a second that a plain ``torch.dot`` of two large vectors reads, the best of ``repeats``."""
+    a, b = _large()
     seconds = []
-    for repeat in range(repeats):
+    for _ in range(repeats):
         begin = time.perf_counter()
-        call(repeat)
+        torch.dot(a, b)
         seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds)
+    return 2 * a.nbytes / min(seconds)
 
 
 def look_back(quick: bool) -> Iterator[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import statistics
 import time
 from collections.abc import Iterator
@@ -44,9 +43,7 @@ def look_back(quick: bool) -> Iterator[Row]:
     reads the update again and writes its copy; aggregation reads one vector and the sum, and writes the sum.
     """
     torch.set_num_threads(1)
-    dtypes: dict[str, dict[str, Any]] = {"": {}}
-    if "dtype" in inspect.signature(LookBack).parameters:  # guard: until merged
-        dtypes[", LBG in bfloat16"] = {"dtype": torch.bfloat16}
+    dtypes: dict[str, dict[str, Any]] = {"": {}, ", LBG in bfloat16": {"dtype": torch.bfloat16}}
     for label, size in SIZES.items():
         if quick and size > 1_000_000:
             continue

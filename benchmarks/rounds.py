@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,11 +18,6 @@ from benchmarks.workloads import vectorized as vmap_over_clients
 from lightning_lbgm import LBGMFederated, LookBack
 
 Row = dict[str, Any]
-
-
-def has_option(of: Callable[..., Any], name: str) -> bool:
-    """Tell whether a constructor has an argument."""
-    return name in inspect.signature(of).parameters
 
 
 def federation(workload: Workload, uplink: list[Any] | None = None, **options: Any) -> LBGMFederated:
@@ -53,7 +47,7 @@ def ours(workload: Workload, uplink: list[Any] | None = None, **options: Any) ->
 
 def sequential() -> dict[str, Any]:
     """Return the option that trains one client after the other."""
-    return {"execution": "sequential"} if has_option(LBGMFederated, "execution") else {}  # guard: until merged
+    return {"execution": "sequential"}
 
 
 def plain_fit(workload: Workload) -> Fit:
@@ -125,9 +119,6 @@ def execution(quick: bool) -> Iterator[Row]:
     """Yield the cost of a round with clients side by side, in rounds with one after the other."""
     for workload in workloads(quick):
         row = {"table": "execution", "workload": workload.name, "what": "vectorized / sequential"}
-        if not has_option(LBGMFederated, "execution"):  # guard: until merged
-            yield {**row, "ratio": None}
-            continue
         contestants = {
             name: partial(ours, workload, [LookBack(0.2)], execution=name)
             for name in ("sequential", "vectorized", "auto")
@@ -148,10 +139,12 @@ def stores(quick: bool) -> Iterator[Row]:
         }
         contestants = {"in memory": partial(ours, workload, [LookBack(0.2)], **sequential())}
         for name, options in settings.items():
-            if all(has_option(LookBack, option) for option in options):  # guard: until merged
-                contestants[name] = partial(ours, workload, [LookBack(0.2, **options)], **sequential())
-        if len(contestants) > 1:
-            seconds = take_turns(contestants, rounds=3 if quick else 8, warmup=2)
+            contestants[name] = partial(ours, workload, [LookBack(0.2, **options)], **sequential())
+        seconds = take_turns(contestants, rounds=3 if quick else 8, warmup=2)
         for name in settings:
-            value = ratio(seconds, name, "in memory") if name in contestants else None
-            yield {"table": "stores", "workload": workload.name, "what": name, "ratio": value}
+            yield {
+                "table": "stores",
+                "workload": workload.name,
+                "what": name,
+                "ratio": ratio(seconds, name, "in memory"),
+            }

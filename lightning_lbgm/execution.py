@@ -153,8 +153,8 @@ def _pays(module: nn.Module, flat: FlatParameters) -> bool:
     """Tell whether vectorised clients are likely to be faster.
 
     On a CPU they save the overhead of small operations. Where the operations themselves take the time, they save
-    nothing, and grouped convolutions, which convolutions become, are slower than plain ones. Dropout draws other numbers
-    in chunks; there the gain is not worth results that change with what a process trains.
+    nothing, and grouped convolutions, which convolutions become, are slower than plain ones. Dropout draws other
+    numbers in chunks; there the gain is not worth results that change with what a process trains.
     """
     if flat.device.type != "cpu":
         return True

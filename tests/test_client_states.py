@@ -205,7 +205,7 @@ def test_an_aborted_round_leaves_no_file_of_its_clients(tmp_path):
     trainer, _ = run(tmp_path, [LookBack(0.3, store=str(tmp_path / "store"))])
     federation = trainer.strategy._federation
     before = set(federation.clients)
-    federation._touched = sorted(before)[:2]
+    federation.touched = sorted(before)[:2]
     federation.abort_round()
     assert set(federation.clients) == before - set(sorted(before)[:2])
     assert len(names(federation.clients)) == len(before) - 2

@@ -131,7 +131,8 @@ def _short(value: Any) -> str:
         return str(value).removeprefix("torch.")
     settings = []
     for name, parameter in inspect.signature(type(value)).parameters.items():
-        plain = parameter.default is parameter.empty or name in ("threshold", "bits", "dtype")
+        always = name in ("threshold", "bits", "dtype") and parameter.default is not None
+        plain = parameter.default is parameter.empty or always
         if plain or getattr(value, name) != parameter.default:
             settings.append(_short(getattr(value, name)) if plain else f"{name}={getattr(value, name)!r}")
     return f"{type(value).__name__}({', '.join(settings)})"

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lightning.pytorch as pl
@@ -113,6 +114,33 @@ class Fit(pl.Callback):
         self._folder.cleanup()
 
 
+class InThread:
+    """Run an iterator in a thread of its own, as a ``Fit`` does: memory is given out by other rules in the main one.
+
+    Args:
+        iterator: The iterator.
+    """
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """Make one step."""
+        return self._thread.submit(next, self._iterator).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Send what Lightning prints, the progress bar included, to nowhere."""
@@ -140,7 +168,10 @@ def take_turns(
         Seconds of each measured round, by contestant; equal places were measured one after the other.
     """
     names = list(contestants)
-    running = {name: iter(make()) for name, make in contestants.items()}
+    running: dict[str, Any] = {name: iter(make()) for name, make in contestants.items()}
+    for name, iterator in running.items():
+        if not isinstance(iterator, Fit):
+            running[name] = InThread(iterator)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     torch.set_num_threads(1)
     try:

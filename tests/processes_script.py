@@ -97,13 +97,13 @@ def run(root: Path, devices: int, module: pl.LightningModule, strategy, dataset=
     return {**summary(trainer, module, recorder), "trainer": trainer}
 
 
-def noisy_strategy() -> LBGMFederated:
+def noisy_strategy(folder: Path) -> LBGMFederated:
     return LBGMFederated(
         num_clients=9,
         partitioner=DirichletPartitioner(0.5),
         clients_per_round=5,
         local_steps=3,
-        uplink=[ErrorFeedback(TopK(0.5)), LookBack(0.6)],
+        uplink=[ErrorFeedback(TopK(0.5)), LookBack(0.6, store=str(folder / "store"), capacity=6)],
         server_optimizer=lambda params: torch.optim.SGD(params, lr=0.9, momentum=0.5),
     )
 
@@ -120,7 +120,7 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
         module = NoisyModule()
     checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)
     noisy = run(
-        folder, devices, module, noisy_strategy(), max_epochs=8, callbacks=[checkpoint], enable_checkpointing=True
+        folder, devices, module, noisy_strategy(folder), max_epochs=8, callbacks=[checkpoint], enable_checkpointing=True
     )
     trainer = noisy.pop("trainer")
     results["threads"] = torch.get_num_threads()
@@ -133,7 +133,7 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
 
     resumed = NoisyModule()
     if source is not None:
-        results["resumed"] = run(folder, devices, resumed, noisy_strategy(), max_epochs=8, ckpt_path=source)
+        results["resumed"] = run(folder, devices, resumed, noisy_strategy(folder), max_epochs=8, ckpt_path=source)
         results["resumed"].pop("trainer")
 
     # A steered threshold and DIANA, more ranks than clients in a round, and early stopping that all agree on.

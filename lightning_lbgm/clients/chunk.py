@@ -101,7 +101,10 @@ class ChunkTrainer:
         self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
         self._update = flat.empty()
         self._params: dict[int, list[Tensor]] = {}
-        self._orders: list[tuple[int, ...] | None] | None = None  # of the stacked parameters' dimensions in memory
+        # Linear layers make the gradients of stacked weights transposed; weights of the same memory layout save a
+        # transposition a step. It is fixed beforehand, for it shows in the rounding.
+        linear = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+        self._orders = [(0, 2, 1) if id(parameter) in linear else None for parameter in flat.parameters]
         self._positions = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
 
     def train(
@@ -201,11 +204,6 @@ class ChunkTrainer:
             raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
         for parameter, gradient in zip(params, gradients):
             parameter.grad = gradient
-        if self._orders is None:
-            # Linear layers make the gradients of stacked weights transposed; weights of the same layout save a
-            # transposition a step. Those at hand stay as they are, for the graph of this step knows them.
-            self._orders = [_memory_order(p if p.grad is None else p.grad) for p in params]
-            self._params.clear()
 
     @torch.no_grad()
     def _load(self, server_params: Tensor, num_clients: int) -> list[Tensor]:
@@ -213,10 +211,9 @@ class ChunkTrainer:
         if params is None:
             if len(self._params) >= _MAX_CACHED_CHUNK_SIZES:
                 self._params.clear()
-            orders = self._orders or [None] * len(self._flat.parameters)
             params = self._params[num_clients] = [
                 _empty((num_clients, *p.shape), order, p).requires_grad_()
-                for p, order in zip(self._flat.parameters, orders)
+                for p, order in zip(self._flat.parameters, self._orders)
             ]
         for stacked, server in zip(params, self._flat.views(server_params)):
             stacked[0].copy_(server)  # which may transpose; the others then have the same layout
@@ -259,13 +256,6 @@ def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
     factors = (bound / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp_(max=1.0)
     for parameter, gradient in zip(clipped, gradients):
         parameter.grad = gradient * factors.view(-1, *[1] * (gradient.ndim - 1))
-
-
-def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:
-    """Return the dimensions from the outermost in memory inwards; None where clients are not the outermost."""
-    strides = list(tensor.stride())
-    order = tuple(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
-    return order if order[0] == 0 and tensor.permute(order).is_contiguous() else None
 
 
 def _empty(shape: tuple[int, ...], order: tuple[int, ...] | None, like: Tensor) -> Tensor:

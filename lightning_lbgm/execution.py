@@ -43,7 +43,7 @@ _SLOW_ON_CPU = (_ConvNd, nn.RNNBase, nn.MultiheadAttention)
 class Execution:
     """Choose what trains a round's clients.
 
-    What is vectorised is kept from round to round, as long as the federation is the same.
+    What is allocated for it is kept from round to round, as long as the federation is the same.
 
     Args:
         mode: ``"sequential"``, ``"vectorized"`` or ``"auto"``.
@@ -54,7 +54,8 @@ class Execution:
         self.mode = mode
         self.chunk_size = chunk_size
         self._chunks: ChunkTrainer | None = None
-        self._flat: FlatParameters | None = None  # what `_chunks` and `_obstacle` belong to
+        self._flat: FlatParameters | None = None  # what all below belongs to
+        self._update = torch.empty(0)  # of one client at a time, whichever way it is trained
         self._obstacle: str | None = None  # found by trying
 
     def client_trainer(
@@ -80,9 +81,9 @@ class Execution:
             MisconfigurationException: If ``mode="vectorized"`` is not possible.
         """
         flat, optimizer = federation.flat, local_trainer.optimizer
-        sequential = SequentialTrainer(local_trainer, flat, federation.buffers)
         if self._flat is not flat:
-            self._flat, self._chunks, self._obstacle = flat, None, None
+            self._flat, self._update, self._chunks, self._obstacle = flat, flat.empty(), None, None
+        sequential = SequentialTrainer(local_trainer, flat, federation.buffers, self._update)
         if self.mode == "sequential" or self._obstacle is not None:
             return sequential
         if self.mode == "auto" and not _pays(module, flat):
@@ -92,7 +93,7 @@ class Execution:
             self._give_up(obstacle)
             return sequential
         if self._chunks is None:
-            self._chunks = ChunkTrainer(module, flat, federation.buffers)
+            self._chunks = ChunkTrainer(module, flat, federation.buffers, self._update)
         # A learning rate schedule wants to see its optimizer step, and this one would not; it has no gradients.
         optimizer.zero_grad()
         optimizer.step()

@@ -72,7 +72,7 @@ class Federation:
         self.shared = uplink.init_shared()
         self._reports: list[ClientReport] = []
         self.touched: list[int] = []  # clients that had their turn in the round at hand
-        self._in_round = False  # whether the module holds a client's parameters
+        self.in_round = False  # whether the client phase has begun and the server has not stepped yet
 
     def run_clients(
         self, round_: Round, trainer: ClientTrainer, on_client_end: Callable[[int, int], None] | None = None
@@ -91,7 +91,7 @@ class Federation:
             batch size; NaN where there is none.
         """
         self._reports, self.touched = [], []
-        self._in_round = True
+        self.in_round = True
         self.server.begin_round()
         self.buffers.begin_round()
         weights = self._weights(round_)
@@ -108,8 +108,8 @@ class Federation:
                     client_id = update.client_id
                     report = self._send(update, examples[client_id], weights[client_id])
                     self._reports.append(report)
-                    if self.uses.passes(update.client_id):
-                        self._forget(update.client_id)
+                    if self.uses.passes(client_id):
+                        self._forget(client_id)
                     if report.rejected:
                         trainer.capture.reject()
                     else:
@@ -127,11 +127,6 @@ class Federation:
             self.abort_round()
             raise
         return loss_sum / loss_weight if loss_weight else loss_sum * math.nan
-
-    @property
-    def in_round(self) -> bool:
-        """Whether the client phase of a round has begun and the server has not stepped yet."""
-        return self._in_round
 
     def _weights(self, round_: Round) -> dict[int, float]:
         """Return omega_k of the cohort."""
@@ -179,7 +174,7 @@ class Federation:
         self.uses.finish()
         self.round_index += 1
         self._reports, self.touched = [], []
-        self._in_round = False
+        self.in_round = False
         return report
 
     def _end_uplink_round(self) -> None:
@@ -203,7 +198,7 @@ class Federation:
     @contextmanager
     def global_model(self) -> Iterator[None]:
         """Put the global parameters and buffers into the module for a while, where a client trains on it now."""
-        if not self._in_round:
+        if not self.in_round:
             yield
             return
         parameters, buffers = self.flat.read(), self.buffers.read()
@@ -226,7 +221,7 @@ class Federation:
         for client_id in self.touched:
             self.clients.pop(client_id, None)
         self._reports, self.touched = [], []
-        self._in_round = False
+        self.in_round = False
 
     def _forget(self, client_id: int) -> None:
         """Let both ends forget a client's look-back gradients."""

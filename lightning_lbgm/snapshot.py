@@ -32,10 +32,11 @@ def save(federation: Federation, clients_folder: Path | None = None) -> dict[str
             several processes all must see this folder.
     """
     world = federation.world
-    on_disk = isinstance(federation.clients, ClientFiles) and clients_folder is not None
     clients: dict[Any, Any]
+    on_disk = False
     if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
         clients = federation.clients.snapshot(clients_folder, without=federation.touched)["skeletons"]
+        on_disk = True
     else:
         clients = {k: state for k, state in federation.clients.items() if k not in federation.touched}
     if world.size > 1 and world.is_open and not federation.in_round:

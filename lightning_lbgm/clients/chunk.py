@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,10 @@ from torch.optim import Optimizer
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.clients.batching import SplitBatch
 from lightning_lbgm.clients.capture import ChunkLog
+from lightning_lbgm.clients.sequential import copy_hyperparameter
 from lightning_lbgm.clients.step_module import StepModule
 from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult
-from lightning_lbgm.clients.watch import CannotVectorize, StateWatch, no_metric_updates
+from lightning_lbgm.clients.watch import CannotVectorize, no_kept_state, no_metric_updates
 from lightning_lbgm.flat import FlatParameters
 
 __all__ = ["ELEMENTWISE_OPTIMIZERS", "ChunkResult", "ChunkStep", "ChunkTrainer"]
@@ -62,9 +64,7 @@ class ChunkResult:
     """What a chunk of C clients amounts to; valid until the next chunk is trained.
 
     Attributes:
-        num_steps: Optimizer steps of each client.
-        num_examples: Examples that each client has seen.
-        losses: For each client the sum of its losses times batch sizes, shape ``(C,)``; None where there was none.
+        local: Steps and examples of each client; ``loss_sum`` has shape ``(C,)``.
         params: The clients' parameters in the layout's order, each of shape ``(C, *shape)``.
         buffers: The clients' buffers by name, each of shape ``(C, ...)``.
         log: What they logged.
@@ -73,9 +73,7 @@ class ChunkResult:
     params: list[Tensor]
     buffers: dict[str, Tensor]
     log: ChunkLog
-    num_steps: int = 0
-    num_examples: int = 0
-    losses: Tensor | None = None
+    local: LocalResult = field(default_factory=LocalResult)
 
 
 class ChunkTrainer:
@@ -89,9 +87,10 @@ class ChunkTrainer:
         module: The module; its own parameters and buffers are read, never written.
         flat: Its trainable parameters.
         buffers: Its buffers.
+        update: The vector that a client's update is written to, shape ``(M,)``.
     """
 
-    def __init__(self, module: nn.Module, flat: FlatParameters, buffers: Buffers) -> None:
+    def __init__(self, module: nn.Module, flat: FlatParameters, buffers: Buffers, update: Tensor) -> None:
         self._module = module
         self._flat = flat
         self._buffers = buffers
@@ -99,7 +98,7 @@ class ChunkTrainer:
         self._vmapped = torch.func.vmap(self._functional, randomness="different")
         self._names = [_PREFIX + name for name in flat.names]
         self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
-        self._update = flat.empty()
+        self._update = update
         self._params: dict[int, list[Tensor]] = {}
         # Linear layers make the gradients of stacked weights transposed; weights of the same memory layout save a
         # transposition a step. It is fixed beforehand, for it shows in the rounding.
@@ -130,16 +129,24 @@ class ChunkTrainer:
             CannotVectorize: If the step keeps such state or does what cannot be vmapped. Other errors of the step
                 are raised as they come. In either case the module is as it was.
         """
-        state = StateWatch(self._module) if watch else None
-        try:
-            with no_metric_updates(self._module):
-                result = self._train(step, batches, own_buffers, server_params, argument_names, watch)
-        except BaseException:
-            if state is not None:
-                state.restore()
-            raise
-        if state is not None and (kept := state.restore()) is not None:
-            raise CannotVectorize(f"`training_step` keeps state in the attribute {kept!r}, which clients would share")
+        watched = no_kept_state(self._module) if watch else nullcontext()
+        with watched, no_metric_updates(self._module):
+            params = self._load(server_params, len(own_buffers))
+            optimizer = self._make_optimizer(step.optimizer, params)
+            result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
+            self._call.argument_names = argument_names
+            for index, batch in enumerate(batches):
+                tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
+                self._call.begin(step.loss, batch, index)
+                losses, logged, new_buffers = self._vmapped(params, list(result.buffers.values()), tensors)
+                result.log.take(self._call.calls, logged, batch.size)
+                result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
+                if losses:
+                    self._differentiate(losses[0].sum(), params, watch and index == 0)
+                    if step.clip_value:
+                        _clip(params, step.clip_value, step.clip_algorithm)
+                    optimizer.step()
+                result.local.add(losses[0] if losses else None, batch.size)
         return result
 
     @torch.no_grad()
@@ -149,45 +156,10 @@ class ChunkTrainer:
         for server, stacked, view in zip(self._flat.views(server_params), result.params, views):
             view.copy_(stacked[position])  # faster at transposing than other operations
             torch.sub(server, view, out=view)
-        loss_sum = None if result.losses is None else result.losses[position]
-        local = LocalResult(result.num_steps, result.num_examples, loss_sum)
+        loss_sum = None if result.local.loss_sum is None else result.local.loss_sum[position]
+        local = replace(result.local, loss_sum=loss_sum)
         changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
         return ClientUpdate(client_id, local, self._update, changed)
-
-    def _train(
-        self,
-        step: ChunkStep,
-        batches: Iterable[SplitBatch],
-        own_buffers: Sequence[dict[str, Tensor] | None],
-        server_params: Tensor,
-        argument_names: Sequence[str],
-        watch: bool,
-    ) -> ChunkResult:
-        params = self._load(server_params, len(own_buffers))
-        optimizer = self._make_optimizer(step.optimizer, params)
-        result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
-        self._call.argument_names = argument_names
-        for index, batch in enumerate(batches):
-            tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
-            self._call.begin(step.loss, batch, index)
-            losses, logged, new_buffers = self._vmapped(params, list(result.buffers.values()), tensors)
-            result.log.take(self._call.calls, logged, batch.size)
-            result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
-            result.num_steps += 1
-            if not losses:
-                continue
-            self._differentiate(losses[0].sum(), params, watch and index == 0)
-            if step.clip_value:
-                _clip(params, step.clip_value, step.clip_algorithm)
-            optimizer.step()
-            loss = losses[0].detach()
-            loss = loss if loss.dtype is torch.float64 else loss.float()
-            if result.losses is None:
-                result.losses = loss * batch.size
-            else:
-                result.losses.add_(loss, alpha=batch.size)
-            result.num_examples += batch.size
-        return result
 
     def _functional(
         self, params: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]
@@ -232,7 +204,7 @@ class ChunkTrainer:
             # Parameters outside the federation are frozen: they have no gradient, so no step would change them.
             positions = [self._positions[id(p)] for p in group["params"] if id(p) in self._positions]
             settings = {
-                name: value.clone() if isinstance(value, Tensor) else value
+                name: copy_hyperparameter(value)
                 for name, value in group.items()
                 if name not in ("params", "param_names")
             }

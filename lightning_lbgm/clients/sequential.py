@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,7 +15,7 @@ from lightning_lbgm.data import LocalBatch, Round
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.rng import derive_seed, seed_global_rng
 
-__all__ = ["LocalTrainer", "SequentialTrainer"]
+__all__ = ["LocalTrainer", "SequentialTrainer", "copy_hyperparameter"]
 
 LocalStep = Callable[[Any, int], "Tensor | None"]
 """Makes one optimizer step on ``(batch, local step index)`` and returns the loss, or None where it was skipped."""
@@ -38,7 +37,7 @@ class LocalTrainer:
         self.capture = capture
         self._step = step
         self._hyperparameters = [
-            {name: _copy(value) for name, value in group.items() if name != "params"}
+            {name: copy_hyperparameter(value) for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
         ]
 
@@ -46,7 +45,7 @@ class LocalTrainer:
         """Make the optimizer fresh."""
         self.optimizer.state.clear()
         for group, hyperparameters in zip(self.optimizer.param_groups, self._hyperparameters):
-            group.update({name: _copy(value) for name, value in hyperparameters.items()})
+            group.update({name: copy_hyperparameter(value) for name, value in hyperparameters.items()})
 
     def train(self, batches: Iterable[LocalBatch]) -> LocalResult:
         """Make one local step on each batch."""
@@ -54,17 +53,7 @@ class LocalTrainer:
         result = LocalResult()
         for index, (data, size) in enumerate(batches):
             self.capture.batch_size = size
-            loss = self._step(data, index)
-            result.num_steps += 1
-            if loss is not None:
-                loss = loss.detach()
-                if loss.dtype is not torch.float64:
-                    loss = loss.float()  # half precision would lose small steps of a long sum
-                if result.loss_sum is None:
-                    result.loss_sum = loss * size
-                else:
-                    result.loss_sum.add_(loss, alpha=size)
-                result.num_examples += size
+            result.add(self._step(data, index), size)
         return result
 
 
@@ -75,14 +64,15 @@ class SequentialTrainer:
         trainer: Makes the local steps.
         flat: The trainable parameters.
         buffers: The module's buffers.
+        update: The vector, shape ``(M,)``.
     """
 
-    def __init__(self, trainer: LocalTrainer, flat: FlatParameters, buffers: Buffers) -> None:
+    def __init__(self, trainer: LocalTrainer, flat: FlatParameters, buffers: Buffers, update: Tensor) -> None:
         self.capture = trainer.capture
         self._trainer = trainer
         self._flat = flat
         self._buffers = buffers
-        self._update = flat.empty()
+        self._update = update
 
     def run(self, round_: Round, start: RoundStart) -> Iterator[ClientUpdate]:
         """Yield each client's update, in the order of the cohort."""
@@ -108,6 +98,6 @@ class SequentialTrainer:
         self._trainer.reset_optimizer()
 
 
-def _copy(hyperparameter: Any) -> Any:
+def copy_hyperparameter(hyperparameter: Any) -> Any:
     """Copy a hyperparameter that a step may change in place: a tensor."""
     return hyperparameter.clone() if isinstance(hyperparameter, Tensor) else hyperparameter

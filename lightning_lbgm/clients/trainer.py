@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_lbgm.clients.capture import LogCapture
@@ -27,6 +28,20 @@ class LocalResult:
     num_steps: int = 0
     num_examples: int = 0
     loss_sum: Tensor | None = None
+
+    def add(self, loss: Tensor | None, size: int) -> None:
+        """Count a step on ``size`` examples and its loss; of a chunk of C clients the losses, shape ``(C,)``."""
+        self.num_steps += 1
+        if loss is None:
+            return
+        loss = loss.detach()
+        if loss.dtype is not torch.float64:
+            loss = loss.float()  # half precision would lose small steps of a long sum
+        if self.loss_sum is None:
+            self.loss_sum = loss * size
+        else:
+            self.loss_sum.add_(loss, alpha=size)
+        self.num_examples += size
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torchmetrics import Metric
 
-__all__ = ["CannotVectorize", "StateWatch", "no_metric_updates"]
+__all__ = ["CannotVectorize", "StateWatch", "no_kept_state", "no_metric_updates"]
 
 _CONTAINERS = (list, dict, set, deque)
 # Kept by torch: `functional_call` swaps the first two and puts them back.
@@ -55,6 +55,23 @@ class StateWatch:
             if changed and first is None:
                 first = f"{name}.{changed[0]}" if name else changed[0]
         return first
+
+
+@contextmanager
+def no_kept_state(module: nn.Module) -> Iterator[None]:
+    """Put the module's attributes back after a step, and raise where it had changed them.
+
+    Raises:
+        CannotVectorize: At the end, if state was kept in an attribute. After another error it is put back silently.
+    """
+    watch = StateWatch(module)
+    try:
+        yield
+    except BaseException:
+        watch.restore()
+        raise
+    if (kept := watch.restore()) is not None:
+        raise CannotVectorize(f"`training_step` keeps state in the attribute {kept!r}, which clients would share")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """An optimizer's step without what torch wraps around it: on a small model that is a third of the step's time.
 
-The names that torch does not document as public are in this file alone. Seen in torch 2.6 to 2.14.
+It needs names that torch does not document as public. Seen in torch 2.14.
 """
 
 from __future__ import annotations

@@ -18,5 +18,7 @@ def describe(value: Any) -> str:
 def describe_callable(factory: Callable[..., Any]) -> str:
     """Name a callable, with the arguments of a ``functools.partial``, without its memory address."""
     function, settings = getattr(factory, "func", factory), getattr(factory, "keywords", {})
+    # A config's callable is a partial that makes a class given by position: the class is what a reader looks for.
+    function = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), function)
     name = getattr(function, "__qualname__", type(function).__name__)
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"

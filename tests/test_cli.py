@@ -120,3 +120,11 @@ def test_the_settings_of_the_uplink_family_come_from_a_config(tmp_path):
     assert repr(run(tmp_path, strategy).trainer.strategy.uplink) == (
         "[Predict(rank=2, correction=[TopK(fraction=0.5), QSGD(bits=3, bucket_size=512)])]"
     )
+
+
+def test_the_settings_name_the_server_optimizer_of_a_config(tmp_path):
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "momentum": 0.9}}
+    strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {"server_optimizer": optimizer}}
+    shown = run(tmp_path, strategy).trainer.strategy.settings()["server_optimizer"]
+    assert shown.startswith("SGD(lr=1.0, momentum=0.9")
+    assert "call_without" not in shown

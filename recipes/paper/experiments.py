@@ -1,0 +1,125 @@
+"""What docs/results.md shows: which configs are run with which methods, and what the authors' code got.
+
+``AUTHORS`` are the best accuracies in the tables of the authors' published code (github.com/shams-sam/FedOptim,
+``src/result_*.txt``): 100 clients, 3 classes each, full-batch steps, 101 rounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["AUTHORS", "EXPERIMENTS", "LABELS", "Experiment"]
+
+_THRESHOLDS = ("0.2", "0.4", "0.6", "0.8", "0.9")
+LAYER = tuple(f"lbgm_layer_{threshold}" for threshold in _THRESHOLDS)
+MODEL = tuple(f"lbgm_{threshold}" for threshold in _THRESHOLDS)
+STACKED = ("topk", "topk_lbgm", "atomo", "atomo_lbgm", "signsgd", "signsgd_lbgm")
+
+LABELS = {
+    "fedavg": "FedAvg",
+    "topk": "TopK 0.1",
+    "topk_lbgm": "TopK 0.1 + LBGM",
+    "atomo": "ATOMO 2",
+    "atomo_lbgm": "ATOMO 2 + LBGM",
+    "signsgd": "SignSGD",
+    "signsgd_lbgm": "SignSGD + LBGM",
+    "half_the_clients": "half the clients",
+    "distributed": "one mini-batch",
+    **{f"lbgm_{threshold}": f"LBGM {threshold}" for threshold in _THRESHOLDS},
+    **{f"lbgm_layer_{threshold}": f"LBGM {threshold}, by tensor" for threshold in _THRESHOLDS},
+}
+"""How tables and figures name the configs of methods."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config and the methods that are compared on it.
+
+    Attributes:
+        title: For headings.
+        config: Name of the config, without its ending.
+        methods: Names of configs in ``methods``; ``a+b``: both, the second over the first.
+        metric: What is judged, from the validation.
+        options: Further options of the command line.
+    """
+
+    title: str
+    config: str
+    methods: tuple[str, ...]
+    metric: str = "val/acc"
+    options: tuple[str, ...] = ()
+
+
+_FEW_IMAGES = ("--data.init_args.num_train=10000", "--trainer.check_val_every_n_epoch=5")
+_FEW_ROUNDS = ("--trainer.max_epochs=15", "--data.init_args.num_val=2000")
+
+EXPERIMENTS = {
+    "mnist_fcn": Experiment("MNIST, linear classifier", "mnist_fcn_noniid", ("fedavg", *LAYER, *MODEL)),
+    "fmnist_fcn": Experiment("Fashion-MNIST, linear classifier", "fmnist_fcn_noniid", ("fedavg", *LAYER, *MODEL)),
+    "mnist_stacked": Experiment("MNIST, linear classifier, stacked", "mnist_fcn_noniid", ("fedavg", *STACKED)),
+    "fmnist_stacked": Experiment(
+        "Fashion-MNIST, linear classifier, stacked", "fmnist_fcn_noniid", ("fedavg", *STACKED)
+    ),
+    "mnist_svm": Experiment("MNIST, linear SVM", "mnist_svm_noniid", ("fedavg", "lbgm_0.2", "lbgm_0.8")),
+    "mnist_partial": Experiment(
+        "MNIST, half the clients a round",
+        "mnist_fcn_noniid",
+        tuple(f"{method}+half_the_clients" for method in ("fedavg", "lbgm_0.2", "lbgm_0.8")),
+    ),
+    "mnist_distributed": Experiment(
+        "MNIST, one mini-batch a round",
+        "mnist_fcn_noniid",
+        tuple(f"{m}+distributed" for m in ("fedavg", "lbgm_layer_0.8", "signsgd", "signsgd_lbgm")),
+    ),
+    "mnist_cnn": Experiment(
+        "MNIST, CNN", "mnist_cnn_noniid", ("fedavg", *LAYER[:4], "lbgm_0.2", "lbgm_0.8"), options=_FEW_IMAGES
+    ),
+    "fmnist_cnn": Experiment(
+        "Fashion-MNIST, CNN",
+        "fmnist_cnn_noniid",
+        ("fedavg", *LAYER[:4], "lbgm_0.2", "lbgm_0.8"),
+        options=("--model.init_args.lr=0.01", *_FEW_IMAGES),
+    ),
+    "cifar10_resnet18": Experiment(
+        "CIFAR-10, ResNet18",
+        "cifar10_resnet18_noniid",
+        ("fedavg", "lbgm_0.2", "lbgm_0.8"),
+        options=("--data.init_args.num_train=5000", *_FEW_ROUNDS),
+    ),
+    "cifar10_vgg19": Experiment(
+        "CIFAR-10, VGG19",
+        "cifar10_vgg19_noniid",
+        ("fedavg", "lbgm_0.2", "lbgm_0.8"),
+        options=("--data.init_args.num_train=1000", *_FEW_ROUNDS, "--data.init_args.num_val=500"),
+    ),
+    "coco_unet": Experiment("COCO, U-Net", "coco_unet_iid", ("fedavg", "lbgm_0.2", "lbgm_0.8"), "val/miou"),
+    "faces_cnn": Experiment(
+        "Faces, CNN, a client for each person", "faces_cnn_persons", ("fedavg", "lbgm_0.2", "lbgm_0.8"), "val/mse"
+    ),
+}
+
+AUTHORS = {
+    "mnist_fcn": {"fedavg": 0.909, "0.2": 0.864, "0.4": 0.889, "0.6": 0.899, "0.8": 0.908},
+    "fmnist_fcn": {"fedavg": 0.821, "0.2": 0.787, "0.4": 0.807, "0.6": 0.808, "0.8": 0.816},
+    "mnist_cnn": {"fedavg": 0.950, "0.2": 0.946, "0.4": 0.935, "0.6": 0.932, "0.8": 0.863},
+    "fmnist_cnn": {"fedavg": 0.754, "0.2": 0.662, "0.4": 0.672, "0.6": 0.680, "0.8": 0.727},
+    "mnist_stacked": {
+        "fedavg": 0.909,
+        "topk": 0.909,
+        "topk_lbgm": 0.908,
+        "atomo": 0.887,
+        "atomo_lbgm": 0.882,
+        "signsgd": 0.773,
+        "signsgd_lbgm": 0.724,
+    },
+    "fmnist_stacked": {
+        "fedavg": 0.821,
+        "topk": 0.822,
+        "topk_lbgm": 0.820,
+        "atomo": 0.794,
+        "atomo_lbgm": 0.782,
+        "signsgd": 0.687,
+        "signsgd_lbgm": 0.642,
+    },
+}
+"""Best accuracy by experiment and method, of LBGM alone by threshold (their tests are by tensor)."""

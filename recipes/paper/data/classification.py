@@ -85,7 +85,7 @@ class ClassificationData(PaperData):
             images, classes = images[indices], classes[indices]
         if self.size is not None:
             images = F.resize(images, [self.size, self.size], antialias=True)
-        x = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(self.mean), list(self.std), inplace=True)
+        x = F.normalize(images.float().div_(255), list(self.mean), list(self.std), inplace=True)
         return TensorDataset(x, classes)
 
 

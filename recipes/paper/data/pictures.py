@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-__all__ = ["decode_all", "picture_transform"]
+__all__ = ["decode_all", "picture_transform", "resize_mask"]
 
 
 def picture_transform(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
     """Return a transform from pictures (``PIL`` or ``uint8`` tensors) to tensors, resized and normalised.
-
-    Where it gets a ``tv_tensors.Mask`` beside the picture, that is resized too, by nearest neighbours, so that no class
-    comes up that was not there, and nothing else is done to it.
 
     Args:
         size: Width and height that pictures get; their proportions change with it.
@@ -35,6 +33,12 @@ def picture_transform(size: int, mean: tuple[float, ...], std: tuple[float, ...]
             v2.ToPureTensor(),
         ]
     )
+
+
+def resize_mask(mask: Tensor, size: int) -> Tensor:
+    """Resize classes of pixels, ``uint8`` of the shape ``(1, height, width)``, by nearest neighbours."""
+    # About a pixel's centre, as pictures are resized too: plain NEAREST takes the neighbour of its corner.
+    return F.resize(mask, [size, size], interpolation=v2.InterpolationMode.NEAREST_EXACT)
 
 
 def decode_all(dataset: Dataset[Any]) -> TensorDataset:

@@ -10,17 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torchvision import datasets, tv_tensors
-from torchvision.transforms import v2
+from torchvision import datasets
 from torchvision.transforms.v2 import functional as F
 
 from recipes.paper.data.base import PaperData
-from recipes.paper.data.pictures import decode_all, picture_transform
+from recipes.paper.data.pictures import decode_all, picture_transform, resize_mask
 from recipes.paper.data.subset import draw_subset
 
 __all__ = ["COCOSegmentation", "VOCSegmentation"]
-
-_File = str | Path
 
 # COCO's category id of each of VOC's classes, in VOC's order from 1 (aeroplane) to 20 (tvmonitor).
 _COCO_IDS = (5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
@@ -32,20 +29,25 @@ class _Pairs(Dataset[Any]):
     Args:
         pictures: Files of n pictures.
         masks: Files of their masks, of one channel or with a palette.
-        transform: What ``picture_transform`` returns.
-        table: The class of each value of a mask. None: they are classes.
+        size: Width and height to resize to.
+        mean: Mean of each channel of the pictures.
+        std: Standard deviation of each channel.
+        table: The class of each value of a mask, shape ``(256,)``. None: they are classes.
     """
 
     def __init__(
         self,
         pictures: Sequence[str | Path],
         masks: Sequence[str | Path],
-        transform: v2.Compose,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         table: Tensor | None = None,
     ) -> None:
         self.pictures = pictures
         self.masks = masks
-        self.transform = transform
+        self.size = size
+        self.transform = picture_transform(size, mean, std)
         self.table = table
 
     def __len__(self) -> int:
@@ -53,9 +55,9 @@ class _Pairs(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         with Image.open(self.pictures[index]) as picture, Image.open(self.masks[index]) as mask:
-            x, y = self.transform(F.to_image(picture.convert("RGB")), tv_tensors.Mask(F.pil_to_tensor(mask)))
-        classes = y.squeeze(0).long()
-        return x, classes if self.table is None else self.table[classes]
+            x, values = self.transform(picture.convert("RGB")), F.pil_to_tensor(mask)
+        y = resize_mask(values, self.size).squeeze(0).long()
+        return x, y if self.table is None else self.table[y]
 
 
 class _Segmentation(PaperData):
@@ -141,8 +143,7 @@ class VOCSegmentation(_Segmentation):
 
     def load(self, folder: Path, train: bool) -> Dataset[Any]:
         found = datasets.VOCSegmentation(str(folder), image_set="train" if train else "val")
-        transform = picture_transform(self.size, self.mean, self.std)
-        return self.pick(_Pairs(found.images, found.masks, transform), train)
+        return self.pick(_Pairs(found.images, found.masks, self.size, self.mean, self.std), train)
 
 
 class COCOSegmentation(_Segmentation):
@@ -198,8 +199,7 @@ class COCOSegmentation(_Segmentation):
         table[list(_COCO_IDS)] = torch.arange(1, 21)
         masks = _mask_files(folder / self.place / ("train" if train else "val"))
         pictures = [mask.parent.parent / "images" / f"{mask.stem}.jpg" for mask in masks]
-        transform = picture_transform(self.size, self.mean, self.std)
-        return self.pick(_Pairs(pictures, masks, transform, table), train)
+        return self.pick(_Pairs(pictures, masks, self.size, self.mean, self.std, table), train)
 
 
 def _mask_files(folder: Path) -> list[Path]:

@@ -143,7 +143,8 @@ def run(setting: str, name: str, seed: int, rounds: int = ROUNDS) -> dict[str, A
     import lightning.pytorch as pl
 
     from lightning_lbgm import LBGMFederated, PathologicalPartitioner
-    from recipes.mnist import Classifier, MNISTData
+    from recipes.mnist import Classifier
+    from recipes.paper.data import MNIST
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -168,7 +169,7 @@ def run(setting: str, name: str, seed: int, rounds: int = ROUNDS) -> dict[str, A
         num_sanity_val_steps=0,
     )
     begin = time.perf_counter()
-    trainer.fit(Classifier(how.hidden, LEARNING_RATE), datamodule=MNISTData(batch_size=how.batch_size, download=False))
+    trainer.fit(Classifier(how.hidden, LEARNING_RATE), datamodule=MNIST(batch_size=how.batch_size))
     return {
         "setting": setting,
         "uplink": name,

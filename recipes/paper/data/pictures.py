@@ -1,0 +1,48 @@
+"""Photographs: from image files to normalised tensors, one at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+__all__ = ["decode_all", "picture_transform", "resize_mask"]
+
+
+def picture_transform(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
+    """Return a transform from pictures (``PIL`` or ``uint8`` tensors) to tensors, resized and normalised.
+
+    Args:
+        size: Width and height that pictures get; their proportions change with it.
+        mean: Mean of each channel, of values scaled into [0, 1].
+        std: Standard deviation of each channel.
+
+    Returns:
+        A transform that gives ``float32`` of the shape ``(..., channels, size, size)``.
+    """
+    return v2.Compose(
+        [
+            v2.ToImage(),
+            v2.Resize((size, size), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(mean), list(std)),
+            v2.ToPureTensor(),
+        ]
+    )
+
+
+def resize_mask(mask: Tensor, size: int) -> Tensor:
+    """Resize classes of pixels, ``uint8`` of the shape ``(1, height, width)``, by nearest neighbours."""
+    # About a pixel's centre, as pictures are resized too: plain NEAREST takes the neighbour of its corner.
+    return F.resize(mask, [size, size], interpolation=v2.InterpolationMode.NEAREST_EXACT)
+
+
+def decode_all(dataset: Dataset[Any]) -> TensorDataset:
+    """Decode every example once: local batches are then drawn in bulk."""
+    items = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
+    columns: list[Tensor] = [torch.stack(column) for column in zip(*items)]
+    return TensorDataset(*columns)

@@ -17,8 +17,9 @@ DEFAULTS = Path(__file__).parent / "defaults.yaml"
 """What all experiments share; a config says what differs."""
 
 
-def main(args: list[str] | None = None) -> LightningCLI:
-    """Run the command line, or ``args``."""
+def main(args: list[str] | None = None, run: bool = True) -> LightningCLI:
+    """Run the command line, or ``args``; without ``run`` (and without a subcommand) only make what the config names."""
+    defaults = {"default_config_files": [str(DEFAULTS)]}
     torch.set_num_threads(1)  # simulated clients use several cores better as processes: `--trainer.devices=2`
     return LightningCLI(
         LightningModule,
@@ -26,6 +27,7 @@ def main(args: list[str] | None = None) -> LightningCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=LogConfig,
-        parser_kwargs={command: {"default_config_files": [str(DEFAULTS)]} for command in ("fit", "validate", "test")},
+        parser_kwargs={command: defaults for command in ("fit", "validate", "test")} if run else defaults,
         args=args,
+        run=run,
     )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
+from torchvision.models import resnet18, vgg
 
 __all__ = ["CNN", "FCN", "VGG19", "ResNet18", "UNet"]
 
@@ -63,7 +63,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, in_channels: int = 3, num_outputs: int = 10) -> None:
         super().__init__()
-        self.net = torchvision.models.resnet18(num_classes=num_outputs)
+        self.net = resnet18(num_classes=num_outputs)
         if in_channels != 3:
             self.net.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
 
@@ -75,6 +75,7 @@ class VGG19(nn.Module):
     """torchvision's VGG19 with BatchNorm, from scratch, with one linear layer as its head, as usual for small images.
 
     20 M parameters; torchvision's own head of three layers, made for images of 224 x 224, would be another 120 M.
+    Images must be 32 x 32 at least.
 
     Args:
         in_channels: C.
@@ -83,7 +84,7 @@ class VGG19(nn.Module):
 
     def __init__(self, in_channels: int = 3, num_outputs: int = 10) -> None:
         super().__init__()
-        self.features = torchvision.models.vgg19_bn().features
+        self.features = vgg.make_layers(vgg.cfgs["E"], batch_norm=True)
         if in_channels != 3:
             self.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
         self.head = nn.Linear(512, num_outputs)

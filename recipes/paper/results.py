@@ -101,7 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), metavar="NAME")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--output", type=Path, default=Path("outputs/paper"), help="folder of MLflow's store and figures")
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/paper"), help="folder of MLflow's store and figures"
+    )
     parser.add_argument("--results", type=Path, help="file of the runs' results; default: results.jsonl in that folder")
     parser.add_argument("--docs", action="store_true", help="write tables and figures into docs/ instead")
     args = parser.parse_args()

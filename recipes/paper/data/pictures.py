@@ -42,7 +42,10 @@ def resize_mask(mask: Tensor, size: int) -> Tensor:
 
 
 def decode_all(dataset: Dataset[Any]) -> TensorDataset:
-    """Decode every example once: local batches are then drawn in bulk."""
-    items = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
-    columns: list[Tensor] = [torch.stack(column) for column in zip(*items)]
+    """Decode every example, tensors of one shape, once: local batches are then drawn in bulk."""
+    num_examples = len(dataset)  # type: ignore[arg-type]
+    columns = [torch.empty(num_examples, *tensor.shape, dtype=tensor.dtype) for tensor in dataset[0]]
+    for index in range(num_examples):
+        for column, tensor in zip(columns, dataset[index]):
+            column[index] = tensor
     return TensorDataset(*columns)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import TinyModule
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
@@ -400,6 +400,7 @@ def test_images_are_resized(tiny):
     assert tiny("CIFAR10 as mosaics", size=24).train.tensors[0].shape == (12, 3, 24, 24)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.data())
 def test_a_subset_keeps_each_classs_share(classes, draw):
     n = len(classes)

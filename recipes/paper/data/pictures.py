@@ -1,16 +1,19 @@
-"""Photographs: from image files to normalised tensors, one at a time."""
+"""Photographs: from image files to normalised tensors."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-__all__ = ["decode_all", "picture_transform", "resize_mask"]
+__all__ = ["decode_all", "picture_transform", "read_mosaic", "resize_mask"]
 
 
 def picture_transform(size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Compose:
@@ -39,6 +42,23 @@ def resize_mask(mask: Tensor, size: int) -> Tensor:
     """Resize classes of pixels, ``uint8`` of the shape ``(1, height, width)``, by nearest neighbours."""
     # About a pixel's centre, as pictures are resized too: plain NEAREST takes the neighbour of its corner.
     return F.resize(mask, [size, size], interpolation=v2.InterpolationMode.NEAREST_EXACT)
+
+
+def read_mosaic(path: Path, side: int) -> Tensor:
+    """Cut a file of square pictures side by side, row by row, into them.
+
+    Args:
+        path: An image file.
+        side: Width and height of a picture in pixels.
+
+    Returns:
+        ``uint8`` of the shape ``(rows * columns, 3, side, side)``.
+    """
+    with Image.open(path) as image:
+        grid = np.asarray(image.convert("RGB"))
+    rows, columns = grid.shape[0] // side, grid.shape[1] // side
+    grid = grid.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
+    return torch.from_numpy(grid.reshape(-1, 3, side, side).copy())
 
 
 def decode_all(dataset: Dataset[Any]) -> TensorDataset:

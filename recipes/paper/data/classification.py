@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as F
 
 from recipes.paper.data.base import PaperData
+from recipes.paper.data.pictures import read_mosaic
 from recipes.paper.data.subset import draw_subset
 
 __all__ = ["CIFAR10", "CIFAR100", "MNIST", "ClassificationData", "FashionMNIST"]
@@ -187,7 +187,7 @@ class CIFAR10(CIFAR100):
             rank_zero_info(
                 f"CIFAR-10: {folder / 'cifar10'} holds a subset of {len(classes):,} of the 50,000 training images."
             )
-        return torch.cat([_read_mosaic(path) for path in mosaics]), classes
+        return torch.cat([read_mosaic(path, 32) for path in mosaics]), classes
 
 
 def _read_idx(path: Path) -> Tensor:
@@ -200,12 +200,3 @@ def _read_idx(path: Path) -> Tensor:
 
 def _mosaics(folder: Path, train: bool) -> list[Path]:
     return sorted((folder / "cifar10").glob("data_batch_*.webp" if train else "test_batch.webp"))
-
-
-def _read_mosaic(path: Path) -> Tensor:
-    """Return the images of a mosaic, ``uint8`` of the shape ``(n, 3, 32, 32)``."""
-    with Image.open(path) as image:
-        grid = np.asarray(image.convert("RGB"))
-    rows, columns = grid.shape[0] // 32, grid.shape[1] // 32
-    grid = grid.reshape(rows, 32, columns, 32, 3).transpose(0, 2, 4, 1, 3)
-    return torch.from_numpy(grid.reshape(-1, 3, 32, 32).copy())

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision import datasets
 
 from recipes.paper.data.base import PaperData
-from recipes.paper.data.pictures import decode_all, picture_transform
+from recipes.paper.data.pictures import decode_all, picture_transform, read_mosaic
 from recipes.paper.data.subset import draw_subset
 
 __all__ = ["CelebALandmarks", "FaceLandmarks"]
@@ -216,12 +215,9 @@ class FaceLandmarks(_Faces):
             persons = torch.from_numpy(file[f"{part}_person"]).long()
         if self.num_points == 5:
             points = _celeba_points(points)
-        with Image.open(folder / self.place / f"{part}.jpg") as image:
-            grid = np.asarray(image.convert("RGB"))
-        rows, columns = grid.shape[0] // 64, grid.shape[1] // 64
-        grid = grid.reshape(rows, 64, columns, 64, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 64, 64)
+        pictures = read_mosaic(folder / self.place / f"{part}.jpg", 64)
         chosen = self.choose(persons, train)
-        x = picture_transform(self.size, self.mean, self.std)(torch.from_numpy(grid[chosen.numpy()]))
+        x = picture_transform(self.size, self.mean, self.std)(pictures[chosen])
         faces = TensorDataset(x, points[chosen].flatten(1) * (self.size / 64))
         return _by_person(faces, persons[chosen]) if train else faces
 

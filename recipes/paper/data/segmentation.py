@@ -138,8 +138,13 @@ class VOCSegmentation(_Segmentation):
         datasets.VOCSegmentation(str(folder), download=True)
 
     def is_there(self, folder: Path) -> bool:
-        lists = folder / self.place / "ImageSets" / "Segmentation"
-        return all((lists / name).is_file() for name in ("train.txt", "val.txt"))
+        names = (
+            "JPEGImages",
+            "SegmentationClass",
+            "ImageSets/Segmentation/train.txt",
+            "ImageSets/Segmentation/val.txt",
+        )
+        return all((folder / self.place / name).exists() for name in names)
 
     def load(self, folder: Path, train: bool) -> Dataset[Any]:
         found = datasets.VOCSegmentation(str(folder), image_set="train" if train else "val")

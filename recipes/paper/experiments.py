@@ -24,8 +24,6 @@ LABELS = {
     "atomo_lbgm": "ATOMO 2 + LBGM",
     "signsgd": "SignSGD",
     "signsgd_lbgm": "SignSGD + LBGM",
-    "half_the_clients": "half the clients",
-    "distributed": "one mini-batch",
     **{f"lbgm_{threshold}": f"LBGM {threshold}" for threshold in (*_THRESHOLDS, "0.9")},
     **{f"lbgm_layer_{threshold}": f"LBGM {threshold}, by tensor" for threshold in _THRESHOLDS},
     **{f"coefficient_{threshold}": f"coefficient ≥ {threshold}, by tensor" for threshold in _THRESHOLDS},
@@ -40,9 +38,10 @@ class Experiment:
     Attributes:
         title: For headings.
         config: Name of the config, without its ending.
-        methods: Names of configs in ``methods``; ``a+b``: both, the second over the first.
+        methods: Names of configs in ``methods``; the first sends everything.
         metric: What is judged, from the validation.
         options: Further options of the command line.
+        clients: K.
     """
 
     title: str
@@ -50,6 +49,7 @@ class Experiment:
     methods: tuple[str, ...]
     metric: str = "val/acc"
     options: tuple[str, ...] = ()
+    clients: int = 100
 
 
 _FEW_IMAGES = ("--data.init_args.num_train=10000", "--trainer.check_val_every_n_epoch=5")
@@ -68,12 +68,14 @@ EXPERIMENTS = {
     "mnist_partial": Experiment(
         "MNIST, half the clients a round",
         "mnist_fcn_noniid",
-        tuple(f"{method}+half_the_clients" for method in ("fedavg", "lbgm_0.2", "lbgm_0.8")),
+        ("fedavg", "lbgm_0.2", "lbgm_0.8"),
+        options=("--trainer.strategy.init_args.clients_per_round=0.5",),
     ),
     "mnist_distributed": Experiment(
         "MNIST, one mini-batch a round",
         "mnist_fcn_noniid",
-        tuple(f"{m}+distributed" for m in ("fedavg", "lbgm_layer_0.8", "signsgd", "signsgd_lbgm")),
+        ("fedavg", "lbgm_layer_0.8", "signsgd", "signsgd_lbgm"),
+        options=("--trainer.strategy.init_args.local_steps=1", "--data.init_args.batch_size=128"),
     ),
     "mnist_cnn": Experiment(
         "MNIST, CNN", "mnist_cnn_noniid", ("fedavg", "lbgm_0.2", "lbgm_0.8", *LAYER), options=_FEW_IMAGES
@@ -89,16 +91,22 @@ EXPERIMENTS = {
         "cifar10_resnet18_noniid",
         ("fedavg", "lbgm_0.2", "lbgm_0.8"),
         options=("--data.init_args.num_train=5000", *_FEW_ROUNDS),
+        clients=10,
     ),
     "cifar10_vgg19": Experiment(
         "CIFAR-10, VGG19",
         "cifar10_vgg19_noniid",
         ("fedavg", "lbgm_0.2", "lbgm_0.8"),
         options=("--data.init_args.num_train=1000", *_FEW_ROUNDS, "--data.init_args.num_val=500"),
+        clients=10,
     ),
-    "coco_unet": Experiment("COCO, U-Net", "coco_unet_iid", ("fedavg", "lbgm_0.2", "lbgm_0.8"), "val/miou"),
+    "coco_unet": Experiment("COCO, U-Net", "coco_unet_iid", ("fedavg", "lbgm_0.2", "lbgm_0.8"), "val/miou", clients=10),
     "faces_cnn": Experiment(
-        "Faces, CNN, a client for each person", "faces_cnn_persons", ("fedavg", "lbgm_0.2", "lbgm_0.8"), "val/mse"
+        "Faces, CNN, a client for each person",
+        "faces_cnn_persons",
+        ("fedavg", "lbgm_0.2", "lbgm_0.8"),
+        "val/mse",
+        clients=347,
     ),
 }
 

@@ -6,40 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.compare.report import is_lower_better
 from recipes.paper.experiments import AUTHORS, EXPERIMENTS, LABELS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "label", "table", "write"]
+__all__ = ["PAGE", "draw", "table", "write"]
 
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def label(method: str) -> str:
-    """Return how tables and figures name a method."""
-    return ", ".join(LABELS[part] for part in method.split("+"))
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+STYLES = {"lbgm_layer": "--", "coefficient": ":"}  # a dash for each kind of test
 
 
 def table(name: str, rows: Sequence[dict[str, Any]]) -> str:
     """Return an experiment's results as a Markdown table; the authors' column where they have a number."""
     experiment, authors = EXPERIMENTS[name], AUTHORS.get(name, {})
     short = experiment.metric.removeprefix("val/")
-    heads = [f"best {short}", f"last {short}", "floats a client", "of FedAvg's", "recycled"]
+    heads = [f"best {short}", f"last {short}", "floats a client", "of FedAvg's"]
     if authors:
         heads.insert(1, f"authors' best {short}")
     lines = [f"| method | {' | '.join(heads)} |", f"|{' --- |' * (len(heads) + 1)}"]
+    best = min if is_lower_better(experiment.metric) else max
     for row in rows:
-        cells = [f"{_best(row):.3f}", f"{row['metric'][-1]:.3f}", f"{row['floats'][-1]:,.0f}", f"{row['share']:.1%}"]
-        cells.append(f"{row['recycled']:.0%}" if "lbgm" in row["method"] else "")
+        floats, everything = (r["uplink_floats"][-1] for r in (row, rows[0]))
+        cells = [f"{best(row['value']):.3f}", f"{row['value'][-1]:.3f}", f"{floats / experiment.clients:,.0f}"]
+        cells.append(f"{floats / everything:.1%}")
         if authors:
-            cells.insert(1, f"{authors[row['method']]:.3f}" if row["method"] in authors else "")
-        lines.append(f"| {label(row['method'])} | {' | '.join(cells)} |")
+            cells.insert(1, f"{authors[row['name']]:.3f}" if row["name"] in authors else "")
+        lines.append(f"| {LABELS[row['name']]} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _best(row: dict[str, Any]) -> float:
-    return min(row["metric"]) if row["experiment"].startswith("faces") else max(row["metric"])
 
 
 def draw(name: str, rows: Sequence[dict[str, Any]]) -> Figure:
@@ -47,17 +42,19 @@ def draw(name: str, rows: Sequence[dict[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
 
     experiment = EXPERIMENTS[name]
-    figure = Figure(figsize=(12, 3.8), dpi=90, layout="constrained")
+    figure = Figure(figsize=(12, 4), dpi=80, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for row in rows:
-        style = {"label": label(row["method"]), "linewidth": 1.2}
-        left.plot(row["round"], row["metric"], **style)
-        middle.plot(row["round"], row["floats"], **style)
-        right.plot(row["floats"], row["metric"], **style)
+        group = next((group for group in STYLES if row["name"].startswith(group)), "")
+        style = {"label": LABELS[row["name"]], "linewidth": 1.2, "linestyle": STYLES.get(group, "-")}
+        floats = [total / experiment.clients for total in row["uplink_floats"]]
+        left.plot(row["round"], row["value"], **style)
+        middle.plot(row["round"], floats, **style)
+        right.plot(floats, row["value"], **style)
     for axes, x, y in (
         (left, "round", experiment.metric),
-        (middle, "round", "floats a client has sent"),
-        (right, "floats a client has sent", experiment.metric),
+        (middle, "round", "floats sent by a client"),
+        (right, "floats sent by a client", experiment.metric),
     ):
         axes.set_xlabel(x)
         axes.set_ylabel(y)
@@ -65,26 +62,27 @@ def draw(name: str, rows: Sequence[dict[str, Any]]) -> Figure:
     middle.set_yscale("log")
     right.set_xscale("log")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(rows)), fontsize=8)
     figure.suptitle(experiment.title)
     return figure
 
 
-def write(names: Sequence[str], rows: Sequence[dict[str, Any]], folder: Path | None) -> None:
+def write(names: Sequence[str], known: dict[tuple[str, str], dict[str, Any]], folder: Path | None) -> None:
     """Print the tables and save the figures in ``folder``; None: write both into the documentation."""
-    page = DOCS / "results.md"
-    text = page.read_text() if folder is None else ""
+    text = PAGE.read_text() if folder is None else ""
     for name in names:
-        own = [row for row in rows if row["experiment"] == name]
-        result = table(name, own)
-        figure = draw(name, own)
-        if folder is not None:
-            print(f"\n{EXPERIMENTS[name].title}\n\n{result}")
-            figure.savefig(folder / f"{name}.png")
+        rows = [known[name, method] for method in EXPERIMENTS[name].methods if (name, method) in known]
+        if not rows:
             continue
-        figure.savefig(DOCS / "images" / f"results_{name}.png")
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-        head, rest = text.split(begin)
-        text = f"{head}{begin}{result}\n{end}{rest.split(end)[1]}"
+        result = table(name, rows)
+        draw(name, rows).savefig(
+            PAGE.parent / "images" / f"results_{name}.png" if folder is None else folder / f"{name}.png"
+        )
+        if folder is None:
+            begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+            head, rest = text.split(begin)
+            text = f"{head}{begin}{result}\n{end}{rest.split(end)[1]}"
+        else:
+            print(f"\n{EXPERIMENTS[name].title}\n\n{result}")
     if folder is None:
-        page.write_text(text)
+        PAGE.write_text(text)

@@ -2,6 +2,7 @@
 
 from lightning_lbgm.__about__ import __version__
 from lightning_lbgm.callback import LBGMCallback
+from lightning_lbgm.convergence import ConvergenceMonitor
 from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
 from lightning_lbgm.strategy import LBGMFederated
 from lightning_lbgm.uplink import (
@@ -25,6 +26,7 @@ __all__ = [
     "DIANA",
     "QSGD",
     "Cast",
+    "ConvergenceMonitor",
     "DirichletPartitioner",
     "ErrorFeedback",
     "IIDPartitioner",

@@ -20,6 +20,7 @@ from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
 from lightning_lbgm.processes import World
 from lightning_lbgm.rng import isolated_rng
+from lightning_lbgm.sent_error import SentError
 from lightning_lbgm.server import Server
 from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult
 from lightning_lbgm.uplink.capacity import LeastRecentlyUsed
@@ -70,12 +71,17 @@ class Federation:
         self.homes: dict[int, int] = {}  # the rank that holds a client's state, of all clients
         self.uses = LeastRecentlyUsed(uplink.capacity)
         self.shared = uplink.init_shared()
+        self._errors: SentError | None = None  # where they are measured
         self._reports: list[ClientReport] = []
         self.touched: list[int] = []  # clients that had their turn in the round at hand
         self.in_round = False  # whether the client phase has begun and the server has not stepped yet
 
     def run_clients(
-        self, round_: Round, trainer: ClientTrainer, on_client_end: Callable[[int, int], None] | None = None
+        self,
+        round_: Round,
+        trainer: ClientTrainer,
+        on_client_end: Callable[[int, int], None] | None = None,
+        measure_errors: bool = False,
     ) -> Tensor:
         """Run the client phase of a round: local training, uplink, and the streamed sum on the server.
 
@@ -85,6 +91,8 @@ class Federation:
             round_: The cohort and its data.
             trainer: Trains the clients.
             on_client_end: Called with the number of clients done and the size of the cohort.
+            measure_errors: Whether to compare what the server decodes with the exact updates, for the report; the same
+                on every rank. It takes two vectors of shape ``(M,)`` and a few passes over each update.
 
         Returns:
             The loss, shape ``()``: the mean over all local steps of the clients that were not rejected, weighted by
@@ -94,6 +102,7 @@ class Federation:
         self.in_round = True
         self.server.begin_round()
         self.buffers.begin_round()
+        self._errors = SentError(self.server.server_params) if measure_errors else None
         weights = self._weights(round_)
         examples = dict(zip(round_.cohort, round_.num_examples))
         for client_id in self.uses.begin(round_.cohort):
@@ -159,6 +168,8 @@ class Federation:
         self._reports = sorted((r for part in parts for r in part["reports"]), key=lambda report: report.client_id)
         sent = [weights[report.client_id] for report in self._reports if not report.rejected]
         self.server.combine(sent, self.world.all_reduce_sum)
+        if self._errors is not None:
+            self._errors.combine(self.world.all_reduce_sum)
         self.buffers.combine(sorted({n for part in parts for n in part["buffers"]}), self.world.all_reduce_sum)
         capture.combine([part["log"] for part in parts], module, device)
         losses, counts = zip(*(part["loss"] for part in parts))
@@ -167,9 +178,11 @@ class Federation:
     def finish_round(self) -> RoundReport:
         """Make the server's step, leave the global parameters in the module, and close the account of the round."""
         self._end_uplink_round()
+        mean_update = self.server.mean_update(len(self._reports))
+        error = self._errors.finish(mean_update, self.server.total_weight) if self._errors is not None else None
         norm = self.server.step(len(self._reports))
         self.buffers.finish_round(self.server.total_weight)
-        report = RoundReport(self.round_index, tuple(self._reports), norm)
+        report = RoundReport(self.round_index, tuple(self._reports), norm, error)
         self.ledger.record(report)
         self.uses.finish()
         self.round_index += 1
@@ -245,6 +258,7 @@ class Federation:
         rejected = not math.isfinite(squared_norm) or not all(bool(torch.isfinite(b).all()) for b in buffers.values())
         decision: Decision | None = None
         uplink_bits = dense_bits = 0
+        squared_error = math.nan
         if not rejected:
             state = self.clients.get(client_id) or {"uplink": self.uplink.init()}
             if self.buffers.mode == "client":
@@ -254,7 +268,10 @@ class Federation:
             encoded = self.uplink.encode(update, state["uplink"], context)
             decision = encoded.decision
             message = Message(client_id, encoded.payload, buffers, self.round_index)
-            self.server.receive(self.uplink.reconstruct(message.payload, state["uplink"], context), weight)
+            decoded = self.uplink.reconstruct(message.payload, state["uplink"], context)
+            self.server.receive(decoded, weight)
+            if self._errors is not None:
+                squared_error = self._errors.receive(result.update, decoded, weight)
             self.buffers.receive(message.buffers, weight)
             self.clients[client_id] = state
             uplink_bits, dense_bits = message.num_bits, Message(client_id, update, buffers).num_bits
@@ -269,6 +286,7 @@ class Federation:
             downlink_bits=8 * self.server.server_params.nbytes + self.buffers.downlink_bits,
             decision=decision,
             rejected=rejected,
+            squared_error=squared_error,
         )
 
     def state_dict(self, clients_folder: Path | None = None) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.ticker import Formatter
 
-__all__ = ["draw_lbp_errors", "draw_metric_against_uplink"]
+__all__ = ["draw_convergence", "draw_lbp_errors", "draw_metric_against_rounds", "draw_metric_against_uplink"]
 
 
 def draw_metric_against_uplink(
@@ -25,20 +26,26 @@ def draw_metric_against_uplink(
         metric: Name of the metric, for the axis.
         log_scale: Whether the bytes are drawn in decades, for runs of very different cost.
     """
-    figure = _figure()
-    axes = figure.add_subplot()
-    for name, points in curves.items():
-        x, y = zip(*points) if points else ((), ())
-        axes.plot(x, y, marker=".", markersize=4, linewidth=1.2, label=name)
+    figure, axes = _curves(curves, metric)
     if log_scale:
         axes.set_xscale("log")
     axes.xaxis.set_major_formatter(_byte_formatter())
     axes.set_xlabel("uplink so far")
-    axes.set_ylabel(metric)
     axes.set_title(f"{metric} against uplink")
-    axes.grid(alpha=0.3)
-    if len(curves) > 1:
-        axes.legend()
+    return figure
+
+
+def draw_metric_against_rounds(curves: dict[str, Sequence[tuple[float, float]]], metric: str) -> Figure:
+    """Draw a metric against the rounds done.
+
+    Args:
+        curves: Points ``(rounds done, metric)`` of each run, by the run's name.
+        metric: Name of the metric, for the axis.
+    """
+    figure, axes = _curves(curves, metric)
+    _integer_ticks(axes.xaxis)
+    axes.set_xlabel("rounds")
+    axes.set_title(f"{metric} against rounds")
     return figure
 
 
@@ -70,6 +77,58 @@ def draw_lbp_errors(
     axes.set_ylabel("client")
     axes.set_title("LBP error per client and round")
     return figure
+
+
+def draw_convergence(
+    rounds: Sequence[float],
+    means: Sequence[float],
+    maxima: Sequence[float],
+    gaps: Sequence[float],
+    bound: float | None = None,
+) -> Figure:
+    """Draw the squared error of what was sent, and the gap of the aggregated update, in decades.
+
+    Zeros leave a hole in the line, unless all are zero.
+
+    Args:
+        rounds: The rounds.
+        means: Mean of ``|d_k|^2 sin^2(alpha_k)`` over each round's cohort.
+        maxima: Its largest.
+        gaps: Distance of the mean update used from the exact one, over the norm of the exact one.
+        bound: Delta^2, marked.
+    """
+    figure = _figure()
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(rounds, maxima, marker=".", markersize=3, linewidth=1.0, label="largest of the cohort")
+    above.plot(rounds, means, marker=".", markersize=3, linewidth=1.0, label="mean")
+    if bound is not None:
+        above.axhline(bound, color="red", linewidth=1.0, linestyle="--", label=f"Δ²={bound:g}")
+    above.set_ylabel("|d|² sin²(α) as sent")
+    above.legend(fontsize=8)
+    above.set_title("Error of what was sent, and gap of the aggregated update")
+    below.plot(rounds, gaps, marker=".", markersize=3, linewidth=1.0, color="tab:green")
+    below.set_ylabel("relative gap")
+    below.set_xlabel("round")
+    for axes, values in ((above, maxima), (below, gaps)):
+        if any(value > 0 for value in values):  # else there are no decades to draw
+            axes.set_yscale("log", nonpositive="mask")
+        axes.grid(alpha=0.3)
+    _integer_ticks(below.xaxis)
+    return figure
+
+
+def _curves(curves: dict[str, Sequence[tuple[float, float]]], metric: str) -> tuple[Figure, Axes]:
+    """Draw a metric of each run, with a legend where there are several."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    for name, points in curves.items():
+        x, y = zip(*points) if points else ((), ())
+        axes.plot(x, y, marker=".", markersize=4, linewidth=1.2, label=name)
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend()
+    return figure, axes
 
 
 def _figure() -> Figure:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from lightning_lbgm.uplink.context import Decision
 
-__all__ = ["ClientReport", "Ledger", "RoundReport"]
+__all__ = ["AggregateError", "ClientReport", "Ledger", "RoundReport"]
 
 _FLOAT_BITS = 32
 """A "float" in the literature's counts of floats sent."""
@@ -29,6 +29,7 @@ class ClientReport:
         downlink_bits: Bits that it received.
         decision: The look-back tests' outcome, or None where none was made.
         rejected: Whether its update was not finite, so that it was left out.
+        squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN where it was not measured, or rejected.
     """
 
     client_id: int
@@ -41,6 +42,7 @@ class ClientReport:
     downlink_bits: int
     decision: Decision | None = None
     rejected: bool = False
+    squared_error: float = math.nan
 
     @property
     def outcome(self) -> str:
@@ -66,6 +68,26 @@ class ClientReport:
 
 
 @dataclass(frozen=True)
+class AggregateError:
+    """How far the mean update that the server used is from the exact one, the same mean before compression.
+
+    Attributes:
+        norm: L2 norm of their difference.
+        exact_norm: L2 norm of the exact one.
+        cosine: Cosine of the angle between them, in [-1, 1]; NaN where one of them is zero.
+    """
+
+    norm: float
+    exact_norm: float
+    cosine: float
+
+    @property
+    def relative(self) -> float:
+        """``norm / exact_norm``; NaN where the exact one is zero."""
+        return self.norm / self.exact_norm if self.exact_norm > 0 else math.nan
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """One round.
 
@@ -73,11 +95,13 @@ class RoundReport:
         round_index: The round, from 0.
         clients: The cohort's reports, in order of client.
         update_norm: L2 norm of the aggregated update, the server's pseudo-gradient.
+        error: What compression cost the aggregated update; None where it was not measured, or nothing was received.
     """
 
     round_index: int
     clients: tuple[ClientReport, ...]
     update_norm: float
+    error: AggregateError | None = None
 
     @property
     def uplink_bits(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from lightning_lbgm.ledger import Ledger, RoundReport
 
-__all__ = ["client_rows", "round_metrics"]
+__all__ = ["client_rows", "convergence_metrics", "round_metrics"]
 
 
 def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
@@ -43,3 +44,38 @@ def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
             "num_examples": client.num_examples,
             "local_steps": client.local_steps,
         }
+
+
+def convergence_metrics(report: RoundReport, lr: float, bound: float | None = None) -> dict[str, float]:
+    """Return what the paper's convergence result is about, of a round whose errors were measured.
+
+    Args:
+        report: The round.
+        lr: eta, the clients' learning rate in that round.
+        bound: Delta^2; with it the share of the clients above it.
+
+    Returns:
+        The metrics that docs/metrics.md lists. NaN where no client was received, and the ``sent_error`` ones where
+        ``lr`` is 0 or NaN.
+    """
+    clients = [client for client in report.clients if not client.rejected]
+    norms = [client.update_norm for client in clients] or [math.nan]
+    # A client that made no step has sent a zero update, of which nothing is lost.
+    scales = [(lr * max(client.local_steps, 1)) ** 2 for client in clients]
+    errors = [client.squared_error / scale if scale > 0 else math.nan for client, scale in zip(clients, scales)]
+    if not errors or any(math.isnan(error) for error in errors):
+        errors = [math.nan]
+    metrics = {
+        "convergence/sent_error_mean": sum(errors) / len(errors),
+        "convergence/sent_error_max": max(errors),
+        "convergence/update_norm_mean": sum(norms) / len(norms),
+        "convergence/update_norm_min": min(norms),
+        "convergence/update_norm_max": max(norms),
+        "convergence/gap_norm": report.error.norm if report.error else math.nan,
+        "convergence/gap_relative": report.error.relative if report.error else math.nan,
+        "convergence/gap_cosine": report.error.cosine if report.error else math.nan,
+    }
+    if bound is not None:
+        over = [math.nan if math.isnan(error) else float(error > bound) for error in errors]
+        metrics["convergence/over_bound_fraction"] = sum(over) / len(over)
+    return metrics

@@ -148,6 +148,7 @@ class LBGMFederated(ProcessesStrategy):
         self.seed = seed
         self.execution = Execution(execution, vectorized_chunk)
         self.last_report: RoundReport | None = None
+        self.measure_errors = False  # set by a callback's `setup`, for the fit that it belongs to
         self._federation: Federation | None = None
         self._restored: dict[str, Any] | None = None
         self._fit_trainer: pl.Trainer | None = None
@@ -309,7 +310,7 @@ class LBGMFederated(ProcessesStrategy):
         with _lightning.captured_log(module, capture):
             local_trainer = LocalTrainer(optimizer, step, capture)
             clients = self.execution.client_trainer(trainer, module, federation, local_trainer, takes_index, transfer)
-            loss = federation.run_clients(round_, clients, self._on_client_end)
+            loss = federation.run_clients(round_, clients, self._on_client_end, self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.
         capture.flush(module.log, **({"sync_dist": False} if self.world.size > 1 else {}))
         return loss
@@ -396,6 +397,7 @@ class LBGMFederated(ProcessesStrategy):
             self._undo_patch = None
         self._restored = None
         self._run_seed = None
+        self.measure_errors = False
         super().teardown()
 
     def _resolve_seed(self) -> int:

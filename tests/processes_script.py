@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_lbgm import (
     DIANA,
     QSGD,
+    ConvergenceMonitor,
     DirichletPartitioner,
     ErrorFeedback,
     LBGMFederated,
@@ -89,7 +90,8 @@ def summary(trainer: pl.Trainer, module: pl.LightningModule, recorder: Recorder)
 
 def run(root: Path, devices: int, module: pl.LightningModule, strategy, dataset=None, ckpt_path=None, **kwargs) -> dict:
     recorder = Recorder()
-    callbacks = [recorder, *kwargs.pop("callbacks", [])]
+    monitor = ConvergenceMonitor(bound=1e-3, lr=1.0)
+    callbacks = [monitor, recorder, *kwargs.pop("callbacks", [])]
     trainer = build_trainer(root, strategy, devices=devices, callbacks=callbacks, **kwargs)
     dataset = make_data(120) if dataset is None else dataset
     loader = DataLoader(dataset, batch_size=8, shuffle=True)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_lbgm import figures
-from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
+from lightning_lbgm.figures import draw_convergence, draw_lbp_errors, draw_metric_against_uplink
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = {"fedavg": [(1000.0, 0.1), (2000.0, 0.6), (3000.0, 0.7)], "lbgm": [(100.0, 0.2), (250.0, 0.65)]}
@@ -115,6 +115,28 @@ def test_ticks_are_whole_rounds_and_clients(size):
     axes, _ = heat_map(figure)
     for ticks in (axes.get_xticks(), axes.get_yticks()):
         assert all(float(tick).is_integer() for tick in ticks)
+
+
+def test_errors_of_what_was_sent_stand_above_the_gap_in_decades(tmp_path):
+    figure = draw_convergence([3, 4, 5], [0.0, 0.1, 0.2], [0.0, 0.3, 0.4], [0.0, 0.5, 0.25], bound=0.35)
+    above, below = figure.axes
+    assert {line.get_label(): list(line.get_ydata()) for line in above.lines} == {
+        "largest of the cohort": [0.0, 0.3, 0.4],
+        "mean": [0.0, 0.1, 0.2],
+        "Δ²=0.35": [0.35, 0.35],
+    }
+    assert list(above.lines[0].get_xdata()) == list(below.lines[0].get_xdata()) == [3, 4, 5]
+    assert list(below.lines[0].get_ydata()) == [0.0, 0.5, 0.25]
+    assert (above.get_yscale(), below.get_yscale(), below.get_xlabel()) == ("log", "log", "round")
+    assert_saves_as_png(figure, tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+@pytest.mark.parametrize("bound", [None, 0.1])
+def test_nothing_lost_and_nothing_known_can_be_drawn(value, bound, tmp_path):
+    figure = draw_convergence([0, 1], [value] * 2, [value] * 2, [value] * 2, bound)
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear"]
+    assert_saves_as_png(figure, tmp_path / "figure.png")
 
 
 # The package itself comes with torchmetrics, which imports pyplot; so the module is loaded on its own.

@@ -9,7 +9,7 @@ from conftest import Recorder, TinyModule, fit_tiny
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from mlflow.tracking import MlflowClient
 
-from lightning_lbgm import LBGMCallback, LBGMFederated, LookBack, PathologicalPartitioner
+from lightning_lbgm import ConvergenceMonitor, LBGMCallback, LBGMFederated, LookBack, PathologicalPartitioner
 
 NAMES = [
     "comm/uplink_bytes",
@@ -122,6 +122,17 @@ def test_the_figures_are_artifacts(run):
         "figures/metric_vs_uplink.png",
         "figures/lbp_error.png",
     }
+
+
+def test_the_convergence_monitor_logs_to_the_store(fit, make_logger):
+    logger, recorder = make_logger(), Recorder()
+    monitor = ConvergenceMonitor(bound=1e9)
+    fit(LBGMFederated(num_clients=3, seed=0), logger=logger, callbacks=[monitor, recorder], max_epochs=3)
+    for name in ("sent_error_max", "over_bound_fraction", "gap_cosine"):
+        history = logger.experiment.get_metric_history(logger.run_id, f"convergence/{name}")
+        assert [m.step for m in history] == [0, 1, 2]
+        assert [m.value for m in history] == [metrics[f"convergence/{name}"] for metrics in recorder.callback_metrics]
+    assert "figures/convergence.png" in artifacts(logger.experiment, logger.run_id)
 
 
 def test_an_mlflow_run_leaves_no_files_in_the_run_folder(run):

@@ -157,6 +157,19 @@ def test_two_processes_equal_one(runs, name, rank):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", FITS)
+def test_both_ranks_measure_the_whole_rounds_errors(runs, name):
+    """``test_two_processes_equal_one`` compares them with one process's; here, that there is something to compare."""
+    _, (first, second) = runs
+    names = [k for k in first[name]["round_metrics"][-1] if k.startswith("convergence/")]
+    assert len(names) == 9
+    for one, two in zip(first[name]["round_metrics"], second[name]["round_metrics"]):
+        assert [one[k] for k in names] == [two[k] for k in names]
+    lossy = name not in ("alone", "rare")  # these may send everything in full
+    assert not lossy or max(metrics["convergence/gap_relative"] for metrics in first[name]["round_metrics"]) > 0.01
+
+
+@pytest.mark.slow
 def test_the_parameters_are_the_same_to_the_bit_on_both_ranks(runs):
     _, (first, second) = runs
     for name in FITS:

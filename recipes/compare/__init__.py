@@ -1,0 +1,1 @@
+"""Several configs of one recipe, trained and compared: see ``__main__.py``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from recipes.paper.cli import main
 from recipes.paper.coefficient_test import CoefficientTest
 from recipes.paper.experiments import AUTHORS, EXPERIMENTS, LABELS
 from recipes.paper.models import CNN, FCN, VGG19, ResNet18, UNet
-from recipes.paper.report import draw, table
-from recipes.paper.results import command, run
+from recipes.paper.report import PAGE, draw, table
+from recipes.paper.results import read, run_missing
 from recipes.paper.tasks import Classification, LandmarkRegression, Segmentation
 
 HERE = Path(__file__).parent.parent / "recipes" / "paper"
@@ -141,27 +142,6 @@ def test_without_the_data_the_command_says_what_to_do(data, tmp_path):
         main([*args, f"--data.init_args.cache={tmp_path / 'cache'}", "--trainer.enable_model_summary=false"])
 
 
-@needs_data
-@pytest.mark.slow
-def test_a_run_returns_the_curves(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    experiment = EXPERIMENTS["mnist_fcn"]
-    options = ("--trainer.max_epochs=3", "--data.init_args.num_train=600", "--data.init_args.num_val=500")
-    monkeypatch.setitem(EXPERIMENTS, "mnist_fcn", type(experiment)(**{**vars(experiment), "options": options}))
-    row = run("mnist_fcn", "lbgm_0.9", tmp_path)
-    assert (row["rounds"], row["round"]) == (3, [0, 1, 2])
-    assert row["metric"][0] != row["metric"][-1]
-    # The first round sends all 7,850 parameters, later ones a coefficient where the direction was kept.
-    assert row["floats"][0] == pytest.approx(7850, rel=0.01)
-    assert row["floats"][-1] < 2 * 7850
-    assert 0 < row["recycled"] <= 2 / 3
-    assert row["share"] == pytest.approx(row["floats"][-1] / (3 * 7850), rel=0.01)
-    page = table("mnist_fcn", [row])
-    assert f"| LBGM 0.9 | {max(row['metric']):.3f} |" in page
-    figure = draw("mnist_fcn", [row])
-    assert [len(axes.lines) for axes in figure.axes] == [1, 1, 1]
-
-
 def test_the_authors_earlier_test_is_of_the_coefficient():
     stage = CoefficientTest(0.5)
     state = stage.init()
@@ -175,10 +155,68 @@ def test_the_authors_earlier_test_is_of_the_coefficient():
     assert recycled(1.0, 0.0) == (False,)  # rho = 1.1
 
 
+ROWS = [  # two rounds of one client of two
+    {"name": "fedavg", "round": [1, 2], "value": [0.5, 0.75], "uplink_floats": [2000.0, 4000.0]},
+    {"name": "coefficient_0.2", "round": [1, 2], "value": [0.5, 0.25], "uplink_floats": [2000.0, 2400.0]},
+]
+
+
+def test_the_table_has_best_and_last_metric_floats_and_the_authors(monkeypatch):
+    monkeypatch.setitem(EXPERIMENTS, "mnist_fcn", replace(EXPERIMENTS["mnist_fcn"], clients=2))
+    assert table("mnist_fcn", ROWS).splitlines() == [
+        "| method | best acc | authors' best acc | last acc | floats a client | of FedAvg's |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| FedAvg | 0.750 | 0.909 | 0.750 | 2,000 | 100.0% |",
+        "| coefficient ≥ 0.2, by tensor | 0.500 | 0.864 | 0.250 | 1,200 | 60.0% |",
+    ]
+
+
+def test_of_an_error_the_smallest_is_best():
+    rows = [{**row, "name": name} for row, name in zip(ROWS, ("fedavg", "lbgm_0.2"))]
+    assert "| LBGM 0.2 | 0.250 | 0.250 |" in table("faces_cnn", rows)
+
+
+def test_the_figure_has_the_papers_three_panels():
+    figure = draw("mnist_fcn", ROWS)
+    left, middle, right = figure.axes
+    for line, row in zip(left.lines, ROWS):
+        assert (list(line.get_xdata()), list(line.get_ydata())) == (row["round"], row["value"])
+    assert list(middle.lines[1].get_ydata()) == list(right.lines[1].get_xdata()) == [20.0, 24.0]
+
+
+@needs_data
+@pytest.mark.slow
+def test_what_is_missing_is_run_and_kept(tmp_path, monkeypatch):
+    options = ("--trainer.max_epochs=3", "--data.init_args.num_train=600", "--data.init_args.num_val=500")
+    methods = ("fedavg", "lbgm_0.9")
+    monkeypatch.setitem(EXPERIMENTS, "mnist_fcn", replace(EXPERIMENTS["mnist_fcn"], options=options, methods=methods))
+    results = tmp_path / "results.jsonl"
+    assert run_missing(["mnist_fcn"], results, tmp_path, jobs=2)
+    kept = read(results)
+    fedavg, lbgm = kept["mnist_fcn", "fedavg"], kept["mnist_fcn", "lbgm_0.9"]
+    assert fedavg["round"] == lbgm["round"] == [1, 2, 3]
+    assert fedavg["uplink_floats"][-1] == pytest.approx(3 * 100 * 7850, rel=0.01)
+    assert lbgm["uplink_floats"][-1] < 2 * 100 * 7850
+    before = results.read_text()
+    assert run_missing(["mnist_fcn"], results, tmp_path, jobs=2)
+    assert results.read_text() == before
+
+
+def test_the_page_shows_the_results_kept():
+    page, known = PAGE.read_text(), read(HERE / "results.jsonl")
+    for name, experiment in EXPERIMENTS.items():
+        rows = [known[name, method] for method in experiment.methods]
+        assert f"<!-- {name}: begin -->\n{table(name, rows)}\n<!-- {name}: end -->" in page
+        assert f"](images/results_{name}.png)" in page
+        assert (PAGE.parent / "images" / f"results_{name}.png").stat().st_size < 200_000
+
+
 def test_every_experiment_names_configs_that_there_are():
     for experiment in EXPERIMENTS.values():
+        assert (HERE / f"{experiment.config}.yaml").is_file()
+        assert experiment.methods[0] == "fedavg"
         for method in experiment.methods:
-            paths = [arg.removeprefix("--config=") for arg in command(experiment, method) if "--config" in arg]
-            assert all(Path(path).is_file() for path in paths)
-            assert all(part in LABELS for part in method.split("+"))
+            assert (HERE / "methods" / f"{method}.yaml").is_file()
+            assert method in LABELS
     assert set(AUTHORS) <= set(EXPERIMENTS)
+    assert all(set(numbers) <= set(EXPERIMENTS[name].methods) for name, numbers in AUTHORS.items())

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests docs bench clean
+.PHONY: demo test lint types tests docs bench browser screenshots clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart.py
@@ -25,6 +25,14 @@ docs: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# For the tests that look at pages; where it cannot be installed they are skipped.
+browser:
+	command -v chromium && command -v chromedriver || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	apt-get install -qq --no-install-recommends chromium chromium-driver >/dev/null; } || echo "no browser installed"
+
+screenshots: $(VENV)/.installed-dev
+	LBGM_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser
 
 # One resolution for everything, so that pip chooses a torch and a torchvision that match.
 $(VENV)/.installed: pyproject.toml

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,13 @@ return [...document.querySelectorAll('[role=row]')].map(
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    """Return a folder with the MLflow store of the quickstart's three runs."""
-    folder = tmp_path_factory.mktemp("ui")
+def store():
+    """Return a folder with the MLflow store of the quickstart's three runs; screenshots show its name."""
+    with tempfile.TemporaryDirectory(prefix="quickstart-", ignore_cleanup_errors=True) as name:
+        yield fill_store(Path(name))
+
+
+def fill_store(folder: Path) -> Path:
     command = [str(ROOT / "recipes" / "quickstart.py"), "--rounds", str(ROUNDS), "--output", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment, timeout=300)
@@ -111,7 +116,7 @@ def save(driver, tmp_path):
     folder = Path(os.environ.get("LBGM_SCREENSHOTS") or tmp_path)
 
     def save(name: str) -> None:
-        driver.execute_script("document.querySelector('[data-component-id*=\"assistant.fab\"]')?.remove()")
+        driver.execute_script("document.querySelector('button[data-assistant-ui]')?.remove()")  # lies on the page
         save_screenshot(driver, folder / name)
         assert (folder / name).stat().st_size < 250_000
 
@@ -130,7 +135,7 @@ def history(client, run, metric: str) -> list[list[float]]:
 
 
 def test_every_chart_of_a_run_is_drawn_from_its_stored_values(visit, driver, save, client, runs):
-    visit(f"runs/{runs['LBGM'].info.run_id}/model-metrics", height=2000)
+    visit(f"runs/{runs['LBGM'].info.run_id}/model-metrics", height=1850)
     for group, names in CHARTS.items():
         for name in names:
             chart = read_chart(driver, f"{group}/{name}")
@@ -159,7 +164,7 @@ def test_the_settings_of_a_run_are_shown(visit, driver, runs):
 
 @pytest.mark.parametrize("name", ["metric_vs_uplink.png", "lbp_error.png"])
 def test_a_figure_of_a_run_is_shown(visit, driver, save, runs, name):
-    visit(f"runs/{runs['LBGM'].info.run_id}/artifacts/figures/{name}", height=700)
+    visit(f"runs/{runs['LBGM'].info.run_id}/artifacts/figures/{name}", height=800)
     find = f"return document.querySelector('img[alt=\"figures/{name}\"]')?.naturalWidth"
     assert wait_for(driver, lambda: driver.execute_script(find), f"image figures/{name}") == 840  # 7 inches, 120 dpi
     if name == "lbp_error.png":
@@ -167,7 +172,7 @@ def test_a_figure_of_a_run_is_shown(visit, driver, save, runs, name):
 
 
 def test_the_clients_table_is_shown_as_a_table(visit, driver, save, runs):
-    visit(f"runs/{runs['LBGM'].info.run_id}/artifacts/federated/clients.json", height=900)
+    visit(f"runs/{runs['LBGM'].info.run_id}/artifacts/federated/clients.json", height=1150)
     rows = wait_for(driver, lambda: [row for row in driver.execute_script(READ_ROWS) if len(row) == 10], "table")
     assert rows[0][:4] == ["round", "client", "decision", "lbp_error"]
     assert rows[1][:6] == ["0", "0", "refreshed", "1", "null", "2600"]  # 650 parameters in full

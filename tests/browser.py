@@ -42,11 +42,16 @@ needs_browser = pytest.mark.skipif(
 )
 
 
+def require_browser() -> None:
+    """Fail where there is none, for CI, at the beginning of what a test prepares for it."""
+    if not (CHROMIUM and DRIVER):
+        pytest.fail("CI has no chromium or no chromedriver: run `make browser` before the tests")
+
+
 @contextlib.contextmanager
 def chromium(profile: Path, width: int = 1400, height: int = 1600) -> Iterator[Any]:
     """Yield a selenium driver of a browser with an empty profile, its viewport ``width`` x ``height`` pixels."""
-    if not (CHROMIUM and DRIVER):
-        pytest.fail("CI has no chromium or no chromedriver: run `make browser` before the tests")
+    require_browser()
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -67,7 +72,7 @@ def chromium(profile: Path, width: int = 1400, height: int = 1600) -> Iterator[A
 
 
 @contextlib.contextmanager
-def server(command: list[str], url: str, log: Path, seconds: float = 90, **environment: str) -> Iterator[None]:
+def server(command: list[str], url: str, log: Path, seconds: float = 180, **environment: str) -> Iterator[None]:
     """Run a server until the block ends, which begins when ``url`` answers.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, free_port, needs_browser, resize, save_screenshot, server, wait_for
+from browser import chromium, free_port, needs_browser, require_browser, resize, save_screenshot, server, wait_for
 from mlflow.tracking import MlflowClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, needs_browser]
@@ -53,6 +53,7 @@ return [...document.querySelectorAll('[role=row]')].map(
 @pytest.fixture(scope="module")
 def store():
     """Return a folder with the MLflow store of the quickstart's three runs; screenshots show its name."""
+    require_browser()
     with tempfile.TemporaryDirectory(prefix="quickstart-", ignore_cleanup_errors=True) as name:
         yield fill_store(Path(name))
 
@@ -60,7 +61,7 @@ def store():
 def fill_store(folder: Path) -> Path:
     command = [str(ROOT / "recipes" / "quickstart.py"), "--rounds", str(ROUNDS), "--output", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment, timeout=300)
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment, timeout=600)
     return folder
 
 

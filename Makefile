@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests docs bench clean
+.PHONY: demo test lint types tests docs bench browser screenshots clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart.py
@@ -20,11 +20,20 @@ types: $(VENV)/.installed-dev
 tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
+# Not with --quiet, which keeps warnings from --strict.
 docs: $(VENV)/.installed-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# For the tests that look at pages; where it cannot be installed they are skipped.
+browser:
+	command -v chromium && command -v chromedriver || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	apt-get install -qq --no-install-recommends chromium chromium-driver >/dev/null; } || echo "no browser installed"
+
+screenshots: $(VENV)/.installed-dev
+	LBGM_SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser
 
 # One resolution for everything, so that pip chooses a torch and a torchvision that match.
 $(VENV)/.installed: pyproject.toml

@@ -75,6 +75,17 @@ def test_the_quickstart_prints_the_readmes_table(tmp_path):
     assert {name for (name,) in names} == {"FedAvg", "LBGM", "TopK + LBGM"}
 
 
+@pytest.mark.slow
+def test_the_charts_recipe_makes_the_runs_and_the_figures_of_its_page(tmp_path):
+    images = tmp_path / "images"
+    out = run_recipe("-m", "recipes.charts", "--rounds=3", f"--images={images}", cwd=tmp_path)
+    page = (ROOT / "docs" / "reading-charts.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \|", out, re.MULTILINE)
+    assert rows[:2] == ["run", "---"]
+    assert rows == re.findall(r"^\| ([^|]+) \|", page.split("## ")[0], re.MULTILINE)
+    assert {path.name for path in images.iterdir()} == set(re.findall(r"images/(charts_\w+\.png)", page))
+
+
 def mnist_folder() -> Path | None:
     candidates = [os.environ.get("LBGM_DATA"), ROOT.parent / "shared" / "data", ROOT / "data"]
     folders = (Path(c) for c in candidates if c)

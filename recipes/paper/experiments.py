@@ -83,7 +83,7 @@ EXPERIMENTS = {
     "fmnist_cnn": Experiment(
         "Fashion-MNIST, CNN",
         "fmnist_cnn_noniid",
-        ("fedavg", "lbgm_0.2", "lbgm_0.8", *COEFFICIENT),
+        ("fedavg", "lbgm_0.2", "coefficient_0.2", "coefficient_0.8"),
         options=("--model.init_args.lr=0.01", *_FEW_IMAGES),
     ),
     "cifar10_resnet18": Experiment(

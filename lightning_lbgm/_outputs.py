@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -15,7 +16,7 @@ from lightning_utilities.core.imports import RequirementCache
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["can_draw", "metric_to_draw", "mlflow_loggers", "run_folder", "write_figures", "writes_files"]
+__all__ = ["can_draw", "metric_to_draw", "mlflow_loggers", "run_folder", "write_figures", "write_table", "writes_files"]
 
 _MATPLOTLIB = RequirementCache("matplotlib")
 _PLAIN_NAMES = ("val/acc", "val_acc", "val/accuracy", "val_accuracy", "val/loss", "val_loss")
@@ -57,6 +58,35 @@ def write_figures(trainer: pl.Trainer, figures: dict[str, Figure]) -> None:
         if folder is not None:
             (folder / "figures").mkdir(parents=True, exist_ok=True)
             figure.savefig(folder / "figures" / name)
+
+
+def write_table(
+    trainer: pl.Trainer, rows: Sequence[dict[str, Any]], artifact: str, file_name: str, *, starts: bool
+) -> None:
+    """Add rows to a table in MLflow, or to a CSV file in the run's folder.
+
+    Args:
+        trainer: The trainer.
+        rows: The rows, with the same keys.
+        artifact: Path of the table in MLflow.
+        file_name: Name of the file.
+        starts: Whether these are a run's first rows, which replace what an earlier run left in the same folder.
+    """
+    if not rows:
+        return
+    for logger in mlflow_loggers(trainer):
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        logger.experiment.log_table(logger.run_id, columns, artifact)
+    folder = run_folder(trainer)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / file_name
+        fresh = starts or not path.exists()
+        with path.open("w" if fresh else "a", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            if fresh:
+                writer.writeheader()
+            writer.writerows(rows)
 
 
 def metric_to_draw(trainer: pl.Trainer, monitor: str | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_lbgm._lightning import ClientProgress
-from lightning_lbgm._outputs import can_draw, metric_to_draw, mlflow_loggers, run_folder, write_figures, writes_files
+from lightning_lbgm._outputs import can_draw, metric_to_draw, write_figures, write_table, writes_files
 from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import client_rows, round_metrics
@@ -223,22 +222,8 @@ class LBGMCallback(Callback):
     def _write_table(self, trainer: pl.Trainer) -> None:
         rows, self._rows = self._rows, []
         self._rows_written_at = time.monotonic()
-        if not rows:
-            return
-        for logger in mlflow_loggers(trainer):
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            logger.experiment.log_table(logger.run_id, columns, "federated/clients.json")
-        folder = run_folder(trainer)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "clients.csv"
-            # A run that starts afresh replaces what an earlier one left in the same folder.
-            fresh = not path.exists() or rows[0]["round"] == 0
-            with path.open("w" if fresh else "a", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                if fresh:
-                    writer.writeheader()
-                writer.writerows(rows)
+        starts = bool(rows) and rows[0]["round"] == 0
+        write_table(trainer, rows, "federated/clients.json", "clients.csv", starts=starts)
 
 
 def _strategy(trainer: pl.Trainer) -> LBGMFederated:

@@ -36,7 +36,7 @@ class GradientSpace:
     Results with a leading axis of length 1 + L have the whole model first, then the tensors in order.
 
     Args:
-        folder: Where the file ``gradients.f32`` lies; it is made. The first gradient replaces what is there.
+        folder: Where the file ``gradients.f32`` lies; the first gradient makes it or replaces what is there.
         layout: Shapes or sizes of the parameter tensors.
         center: What is subtracted before the principal components are sought. ``"entries"``: from each gradient the
             mean of its own entries (within the tensor, or the whole model), as the authors' published code does, whose
@@ -46,6 +46,7 @@ class GradientSpace:
 
     Attributes:
         count: T, gradients so far.
+        folder: The folder.
         layout: The layout.
 
     Raises:
@@ -58,8 +59,8 @@ class GradientSpace:
         >>> space.add(torch.tensor([0.0, 2, 0, 0, 2, 2]))
         >>> space.gram().tolist()
         [[3.0, 4.0], [4.0, 12.0]]
-        >>> space.num_components(0.95), space.layer_components(0.95)
-        (2, [2, 1])
+        >>> space.num_components(0.95), space.components(0.95)
+        (2, [2, 2, 1])
         >>> space.discard()
     """
 
@@ -73,14 +74,13 @@ class GradientSpace:
         self.center = center
         self.momentum = momentum
         self.count = 0
-        self._path = Path(folder) / "gradients.f32"
+        self.folder = Path(folder)
+        self._path = self.folder / "gradients.f32"
         self._bounds = np.cumsum((0, *self.layout.sizes)).tolist()
         self._rows: list[Array] = []  # row t: inner products with the gradients 0 to t, (L, t + 1)
         self._sums: list[Array] = []  # of each gradient's entries, (L,)
         self._analysed: tuple[Array, Array, Array] | None = None
         self._explained: Array | None = None
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.touch()
 
     @property
     def gradients(self) -> NDArray[np.float32]:
@@ -98,7 +98,8 @@ class GradientSpace:
         row: NDArray[np.float32] = gradient.detach().to("cpu", torch.float32).numpy()
         if not np.isfinite(row).all():
             raise ValueError("`gradient` has entries that are not finite in float32. Leave it out.")
-        with self._path.open("r+b") as file:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._path.open("r+b" if self.count else "wb") as file:
             file.seek(self.count * row.nbytes)
             row.tofile(file)
             file.truncate()  # what a run that went on longer left behind
@@ -118,11 +119,11 @@ class GradientSpace:
 
         The variance of a component is its eigenvalue, a squared singular value. 0 where the gradients do not vary.
         """
-        return int(grams.num_components(self._shares(), share)[0])
+        return self.components(share)[0]
 
-    def layer_components(self, share: float) -> list[int]:
-        """Return the same for each parameter tensor."""
-        return [int(count) for count in grams.num_components(self._shares(), share)[1:]]
+    def components(self, share: float) -> list[int]:
+        """Return the same for the whole model and each parameter tensor, ``(1 + L,)``."""
+        return [int(count) for count in grams.num_components(self._shares(), share)]
 
     def cosines(self, layer: int | None = None) -> Tensor:
         """Return the cosines between the gradients, ``(T, T)``; 0 with a gradient of zeros."""
@@ -167,8 +168,9 @@ class GradientSpace:
         if state_dict["sizes"] != list(self.layout.sizes):
             raise ValueError("the trainable parameters have changed")
         count = state_dict["count"]
-        if self._path.stat().st_size < count * self.layout.size * 4:
-            raise ValueError(f"{self._path} does not hold the {count} gradients of the earlier epochs")
+        held = self._path.stat().st_size // (4 * self.layout.size) if self._path.exists() else 0
+        if held < count:
+            raise ValueError(f"{self._path} holds {held} gradients of {count} earlier epochs")
         ends = np.cumsum(np.arange(1, count + 1))
         rows = np.split(state_dict["products"].numpy(), ends, 1)[:-1]
         if count:
@@ -181,8 +183,8 @@ class GradientSpace:
     def discard(self) -> None:
         """Delete the file, and the folder where nothing else is in it. The inner products stay."""
         self._path.unlink(missing_ok=True)
-        if self._path.parent.is_dir() and not any(self._path.parent.iterdir()):
-            self._path.parent.rmdir()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _map(self, first: int, count: int) -> NDArray[np.float32]:
         if count == 0:

@@ -137,24 +137,21 @@ class GradientSpaceCallback(Callback):
         except ValueError as error:
             name = type(pl_module).__name__
             raise MisconfigurationException(f"`{name}` cannot be analysed by GradientSpaceCallback. {error}") from error
-        self._active = True
         self._history = GradientSpaceHistory(self._gradient.flat.names if self.layers else ())
         if state:
             self._restore(trainer, state)
         if self._space is None:
             self._space = self._make_space(self._new_folder(trainer))
         self._first_row = self._space.count
+        self._active = True
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Resumed from a checkpoint of the validation after the last batch, Lightning skips the end of that epoch.
-        self._end_epoch()
-        self._epoch = trainer.current_epoch
         if self._gradient is not None and not self._gradient.flat.is_current(pl_module):
             self._warn(
                 "changed",
-                f"The trainable parameters changed by epoch {self._epoch}: `GradientSpaceCallback` goes on with those"
-                " that could be trained at the start, and one without a gradient counts as zeros.",
+                f"The trainable parameters changed by epoch {trainer.current_epoch}: `GradientSpaceCallback` goes on"
+                " with those that could be trained at the start, and one without a gradient counts as zeros.",
             )
 
     @override
@@ -163,6 +160,11 @@ class GradientSpaceCallback(Callback):
     ) -> None:
         if self._gradient is None:
             return
+        if trainer.current_epoch != self._epoch:
+            # Resumed from a checkpoint of an epoch's last batch or the validation after it, Lightning skips that
+            # epoch's end and the next one's start.
+            self._end_epoch()
+            self._epoch = trainer.current_epoch
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is None:
             self._gradient.add(optimizer)

@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--examples", type=int, default=10_000, help="training examples of MNIST")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--center", choices=("entries", "epochs", "none"), default="entries")
     parser.add_argument("--momentum", type=float, default=0.0, help="of the gradients analysed, not of the training")
     parser.add_argument("--seed", type=int, default=0)

@@ -92,7 +92,7 @@ def _load_mnist(raw: Path, prefix: str) -> TensorDataset:
 def main() -> None:
     """Train, and say what the gradients span."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("LBGM_DATA"), help="folder that holds MNIST/raw")
+    parser.add_argument("--data", default=os.environ.get("LBGM_DATA") or None, help="folder that holds MNIST/raw")
     parser.add_argument("--net", choices=NETS, default="fcn")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--examples", type=int, default=10_000, help="training examples of MNIST")

@@ -40,7 +40,9 @@ class Kept(GradientSpaceCallback):
         super().on_train_end(trainer, pl_module)
 
 
-def fit(root, callback=None, module=None, ckpt_path=None, val=False, callbacks=(), dataset=None, **settings):
+def fit(
+    root, callback=None, module=None, ckpt_path=None, val=False, callbacks=(), dataset=None, batch_size=16, **settings
+):
     """Train for three epochs of four batches, without a strategy of ours, and return (callback, trainer)."""
     callback = Kept() if callback is None else callback
     trainer = pl.Trainer(
@@ -56,7 +58,7 @@ def fit(root, callback=None, module=None, ckpt_path=None, val=False, callbacks=(
             **settings,
         }
     )
-    loader = DataLoader(dataset or make_data(64), batch_size=16)
+    loader = DataLoader(dataset or make_data(64), batch_size=batch_size)
     val_loader = DataLoader(make_data(30, seed=1), batch_size=30) if val else None
     trainer.fit(Hidden() if module is None else module, loader, val_loader, ckpt_path=ckpt_path)
     return callback, trainer
@@ -469,12 +471,12 @@ def test_validating_and_testing_do_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_of_several_processes_the_first_stores_the_averaged_gradient_and_all_have_the_metrics(tmp_path):
-    """Two processes with 16 of every 32 examples each step by the mean gradient over the 32."""
+    """Two processes with half of the examples each step by the mean gradient over all."""
     callback = GradientSpaceCallback(folder=tmp_path / "g", keep_gradients=True)
     stopping = EarlyStopping("gradient_space/n95", mode="max", patience=100)  # fails where the metric is missing
-    fit(tmp_path, callback, callbacks=[stopping], strategy="ddp_spawn", devices=2)
+    fit(tmp_path, callback, callbacks=[stopping], strategy="ddp_spawn", devices=2, batch_size=32)
     stored = np.fromfile(tmp_path / "g" / "gradients.f32", np.float32).reshape(3, -1)
-    np.testing.assert_allclose(stored, plain_loop(batch_size=32), atol=1e-6)
+    np.testing.assert_allclose(stored, plain_loop(batch_size=64), atol=1e-6)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == FIGURES
 
 

@@ -75,6 +75,16 @@ def test_the_quickstart_prints_the_readmes_table(tmp_path):
     assert {name for (name,) in names} == {"FedAvg", "LBGM", "TopK + LBGM"}
 
 
+@pytest.mark.slow
+def test_the_gradient_space_recipe_needs_no_data(tmp_path):
+    recipe = str(ROOT / "recipes" / "gradient_space.py")
+    out = run_recipe(recipe, "--epochs=4", "--output=out", cwd=tmp_path, LBGM_DATA="")
+    assert "4 epoch gradients of 9,610 entries" in out
+    names = {f"gradient_space_{name}.png" for name in ("components", "principal", "cosines")}
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == names
+    assert {path.name for path in (tmp_path / "out" / "mlruns").rglob("*.png")} == names
+
+
 def mnist_folder() -> Path | None:
     candidates = [os.environ.get("LBGM_DATA"), ROOT.parent / "shared" / "data", ROOT / "data"]
     folders = (Path(c) for c in candidates if c)

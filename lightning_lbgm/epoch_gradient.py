@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -64,6 +66,16 @@ class EpochGradient:
         self.total.zero_()
         self.num_steps = 0
         return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the steps have added up to; without steps that is nothing."""
+        return {"num_steps": self.num_steps, "total": self.total.cpu().clone() if self.num_steps else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from ``state_dict``."""
+        self.num_steps = state_dict["num_steps"]
+        if self.num_steps:
+            self.total.copy_(state_dict["total"])
 
 
 def all_finite(optimizer: Optimizer) -> bool:

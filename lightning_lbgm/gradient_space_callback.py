@@ -198,8 +198,6 @@ class GradientSpaceCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._restored is not None or self._space is None:
             return self._restored or {}
-        gradient = self._gradient
-        within_epoch = gradient is not None and gradient.num_steps > 0
         return {
             "settings": self._settings(),
             "folder": str(self._space.folder),
@@ -208,8 +206,7 @@ class GradientSpaceCallback(Callback):
             "metric": self._metric,
             "curve": torch.tensor(self._curve, dtype=torch.float64),
             "epoch": self._epoch,
-            "num_steps": gradient.num_steps if gradient is not None and within_epoch else 0,
-            "total": gradient.total.cpu().clone() if gradient is not None and within_epoch else None,
+            "gradient": self._gradient.state_dict() if self._gradient is not None else None,
         }
 
     @override
@@ -279,18 +276,16 @@ class GradientSpaceCallback(Callback):
             space.load_state_dict(state["space"])
         except (OSError, ValueError) as error:
             rank_zero_warn(
-                f"`GradientSpaceCallback` starts afresh at epoch {trainer.current_epoch}, for {error}. To go on with"
-                " earlier epochs it needs their gradients: `keep_gradients=True`, and `folder=...` where they were"
-                " moved."
+                f"`GradientSpaceCallback` starts afresh at epoch {trainer.current_epoch}, for {error}. To go on it needs"
+                " the earlier gradients: `keep_gradients=True`, and `folder=...` where they were moved."
             )
             return
         self._space = space
         self._history.load_state_dict(state["history"])
         self._metric, self._curve = state["metric"], [(x, y) for x, y in state["curve"].tolist()]
         self._epoch = state["epoch"]
-        if state["total"] is not None:
-            self._gradient.total.copy_(state["total"])
-            self._gradient.num_steps = state["num_steps"]
+        if state["gradient"] is not None:
+            self._gradient.load_state_dict(state["gradient"])
 
     # Outputs
 

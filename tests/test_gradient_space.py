@@ -136,7 +136,8 @@ def test_state_and_file_continue_the_analysis(tmp_path):
     unbroken = fill(tmp_path / "a", gradients)
     first = fill(tmp_path / "b", gradients[:4])
     state = first.state_dict()
-    first.add(draw_gradients(1, seed=9)[0])  # the run went on after the checkpoint
+    for gradient in draw_gradients(4, seed=9):  # the run went on after the checkpoint
+        first.add(gradient)
     resumed = GradientSpace(tmp_path / "b", LAYOUT)
     resumed.load_state_dict(state)
     assert resumed.count == 4

@@ -188,11 +188,10 @@ class GradientSpaceCallback(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if not self._active:
-            return
-        self._finish(trainer)
-        if self._space is not None and (trainer.fast_dev_run or self._space.count == 0):  # type: ignore[attr-defined]
-            self._space.discard()
+        if self._active:
+            self._finish(trainer)
+            if trainer.fast_dev_run or self.space.count == 0:  # type: ignore[attr-defined]
+                self.space.discard()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -276,8 +275,8 @@ class GradientSpaceCallback(Callback):
             space.load_state_dict(state["space"])
         except (OSError, ValueError) as error:
             rank_zero_warn(
-                f"`GradientSpaceCallback` starts afresh at epoch {trainer.current_epoch}, for {error}. To go on it needs"
-                " the earlier gradients: `keep_gradients=True`, and `folder=...` where they were moved."
+                f"`GradientSpaceCallback` starts afresh at epoch {trainer.current_epoch}, for {error}. To go on it"
+                " needs the earlier gradients: `keep_gradients=True`, and `folder=...` where they were moved."
             )
             return
         self._space = space
@@ -291,10 +290,8 @@ class GradientSpaceCallback(Callback):
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """Write the table and the figures, on rank 0."""
-        if not self._active:
-            return
-        self._active = False
-        if not writes_files(trainer) or self.space.count == 0:
+        active, self._active = self._active, False
+        if not active or not writes_files(trainer) or self.space.count == 0:
             return
         if trainer.loggers:
             rows = list(self._history.rows(self.space, self._first_row))

@@ -243,8 +243,6 @@ class GradientSpaceCallback(Callback):
             self._warned.add(what)
             rank_zero_warn(message)
 
-    # The store
-
     def _make_space(self, folder: str | Path) -> GradientSpace:
         assert self._gradient is not None
         flat = self._gradient.flat

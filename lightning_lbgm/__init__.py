@@ -4,6 +4,7 @@ from lightning_lbgm.__about__ import __version__
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.convergence import ConvergenceMonitor
 from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
+from lightning_lbgm.gradient_space_callback import GradientSpaceCallback
 from lightning_lbgm.strategy import LBGMFederated
 from lightning_lbgm.uplink import (
     ATOMO,
@@ -29,6 +30,7 @@ __all__ = [
     "ConvergenceMonitor",
     "DirichletPartitioner",
     "ErrorFeedback",
+    "GradientSpaceCallback",
     "IIDPartitioner",
     "LBGMCallback",
     "LBGMFederated",

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.fabric.utilities.data import has_iterable_dataset
 from lightning.fabric.utilities.distributed import (
     _all_gather_ddp_if_available,
@@ -42,6 +43,7 @@ __all__ = [
     "batch_transfer",
     "captured_log",
     "gather_tensor",
+    "handles_unscaling",
     "init_process_group",
     "is_compiled",
     "local_step",
@@ -278,6 +280,9 @@ def shard_loader(trainer: pl.Trainer, loader: object, num_replicas: int, rank: i
         loader.batch_sampler._batch_sampler.sampler = sampler  # type: ignore[attr-defined]
         return loader
     return _update_dataloader(loader, sampler, mode=mode)
+
+
+handles_unscaling = _optimizer_handles_unscaling
 
 
 class ClientProgress:

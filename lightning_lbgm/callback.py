@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning_utilities.core.imports import RequirementCache
 from typing_extensions import override
 
 from lightning_lbgm._lightning import ClientProgress
+from lightning_lbgm._outputs import can_draw, metric_to_draw, write_figures, write_table, writes_files
 from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import client_rows, round_metrics
@@ -28,11 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LBGMCallback"]
 
-_MATPLOTLIB = RequirementCache("matplotlib")
 _PROGRESS_SECONDS = 0.2
 _TABLE_SECONDS = 60.0
 _IN_PROGRESS_BAR = ("comm/savings", "lbgm/recycled_fraction")
-_PLAIN_NAMES = ("val/acc", "val_acc", "val/accuracy", "val_accuracy", "val/loss", "val_loss")
 
 
 class LBGMCallback(Callback):
@@ -130,7 +125,7 @@ class LBGMCallback(Callback):
         self._tests.extend(
             (report.round_index, client.client_id, client.lbp_error) for client in report.clients if client.decision
         )
-        if self.client_table and trainer.loggers and self._writes(trainer):
+        if self.client_table and trainer.loggers and writes_files(trainer):
             self._rows.extend(client_rows(report))
             if time.monotonic() - self._rows_written_at > _TABLE_SECONDS:
                 self._write_table(trainer)
@@ -199,7 +194,7 @@ class LBGMCallback(Callback):
     def _add_point(self, trainer: pl.Trainer) -> None:
         metrics = trainer.callback_metrics
         if self._metric is None:
-            self._metric = next((name for name in self._candidates(trainer) if name in metrics), None)
+            self._metric = metric_to_draw(trainer, self.monitor)
         if self._metric is None or self._metric not in metrics:
             return
         point = (_strategy(trainer).ledger.uplink_bits / 8, float(metrics[self._metric]))
@@ -207,31 +202,12 @@ class LBGMCallback(Callback):
             self._curve.pop()
         self._curve.append(point)
 
-    def _candidates(self, trainer: pl.Trainer) -> Iterator[str]:
-        """Names of the metric to draw, best first."""
-        if self.monitor is not None:
-            yield self.monitor
-            return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor:
-                yield callback.monitor
-        yield from _PLAIN_NAMES
-        names = [name for name in trainer.callback_metrics if not name.startswith(("comm/", "lbgm/", "fl/"))]
-        for words in (("val", "acc"), ("acc",), ("val", "loss"), ("loss",)):
-            yield from (name for name in names if all(word in name.lower() for word in words))
-
     def _finish(self, trainer: pl.Trainer) -> None:
-        if self._writes(trainer):
+        if writes_files(trainer):
             self._write_table(trainer)
-            if self.figures and _MATPLOTLIB:
+            if self.figures and can_draw():
                 self._write_figures(trainer)
-            elif self.figures:
-                rank_zero_warn(f"No figures are drawn: {_MATPLOTLIB}")
         self._progress = None
-
-    @staticmethod
-    def _writes(trainer: pl.Trainer) -> bool:
-        return trainer.is_global_zero and not trainer.fast_dev_run and not trainer.barebones  # type: ignore[attr-defined]
 
     def _write_figures(self, trainer: pl.Trainer) -> None:
         figures = {}
@@ -241,33 +217,13 @@ class LBGMCallback(Callback):
             rounds, clients, errors = zip(*self._tests)
             threshold = _threshold(_strategy(trainer))
             figures["lbp_error.png"] = draw_lbp_errors(rounds, clients, errors, threshold)
-        for name, figure in figures.items():
-            for logger in _mlflow_loggers(trainer):
-                logger.experiment.log_figure(logger.run_id, figure, f"figures/{name}")
-            folder = _run_folder(trainer)
-            if folder is not None:
-                (folder / "figures").mkdir(parents=True, exist_ok=True)
-                figure.savefig(folder / "figures" / name)
+        write_figures(trainer, figures)
 
     def _write_table(self, trainer: pl.Trainer) -> None:
         rows, self._rows = self._rows, []
         self._rows_written_at = time.monotonic()
-        if not rows:
-            return
-        for logger in _mlflow_loggers(trainer):
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            logger.experiment.log_table(logger.run_id, columns, "federated/clients.json")
-        folder = _run_folder(trainer)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "clients.csv"
-            # A run that starts afresh replaces what an earlier one left in the same folder.
-            fresh = not path.exists() or rows[0]["round"] == 0
-            with path.open("w" if fresh else "a", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                if fresh:
-                    writer.writeheader()
-                writer.writerows(rows)
+        starts = bool(rows) and rows[0]["round"] == 0
+        write_table(trainer, rows, "federated/clients.json", "clients.csv", starts=starts)
 
 
 def _strategy(trainer: pl.Trainer) -> LBGMFederated:
@@ -280,16 +236,3 @@ def _threshold(strategy: LBGMFederated) -> float | None:
         stage = stage.stage if isinstance(stage, ErrorFeedback) else stage.stages[-1]
     # One that changes has no place on the colour bar.
     return stage.threshold if isinstance(stage, LookBack) and isinstance(stage.threshold, float) else None
-
-
-def _mlflow_loggers(trainer: pl.Trainer) -> list[MLFlowLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)]
-
-
-def _run_folder(trainer: pl.Trainer) -> Path | None:
-    """Return where files of the run go that MLflow does not take; None where it takes all."""
-    if trainer.loggers and all(isinstance(logger, MLFlowLogger) for logger in trainer.loggers):
-        return None
-    others = [logger for logger in trainer.loggers if not isinstance(logger, MLFlowLogger)]
-    folder = (others[0].log_dir or others[0].save_dir) if others else None
-    return Path(folder or trainer.default_root_dir)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from lightning_lbgm.callback import _MATPLOTLIB, LBGMCallback, _mlflow_loggers, _run_folder, _strategy
+from lightning_lbgm._outputs import can_draw, write_figures, writes_files
 from lightning_lbgm.figures import draw_convergence
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import convergence_metrics
@@ -115,7 +115,7 @@ class ConvergenceMonitor(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        report = _strategy(trainer).last_report
+        report: RoundReport | None = trainer.strategy.last_report  # type: ignore[attr-defined]
         assert report is not None
         metrics = convergence_metrics(report, self._round_lr, self.bound)
         if not trainer.barebones:
@@ -175,19 +175,9 @@ class ConvergenceMonitor(Callback):
 
     def _write_figure(self, trainer: pl.Trainer) -> None:
         fitting, self._fitting = self._fitting, False
-        if not (fitting and self.figure and self._history and LBGMCallback._writes(trainer)):
-            return
-        if not _MATPLOTLIB:
-            rank_zero_warn(f"No figure is drawn: {_MATPLOTLIB}")
-            return
-        rounds, means, maxima, gaps = zip(*self._history)
-        figure = draw_convergence(rounds, means, maxima, gaps, self.bound)
-        for logger in _mlflow_loggers(trainer):
-            logger.experiment.log_figure(logger.run_id, figure, f"figures/{_FIGURE}")
-        folder = _run_folder(trainer)
-        if folder is not None:
-            (folder / "figures").mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / "figures" / _FIGURE)
+        if fitting and self.figure and self._history and writes_files(trainer) and can_draw():
+            rounds, means, maxima, gaps = zip(*self._history)
+            write_figures(trainer, {_FIGURE: draw_convergence(rounds, means, maxima, gaps, self.bound)})
 
 
 def _check_positive(name: str, value: float | None) -> float | None:

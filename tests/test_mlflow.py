@@ -9,7 +9,14 @@ from conftest import Recorder, TinyModule, fit_tiny
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from mlflow.tracking import MlflowClient
 
-from lightning_lbgm import ConvergenceMonitor, LBGMCallback, LBGMFederated, LookBack, PathologicalPartitioner
+from lightning_lbgm import (
+    ConvergenceMonitor,
+    GradientSpaceCallback,
+    LBGMCallback,
+    LBGMFederated,
+    LookBack,
+    PathologicalPartitioner,
+)
 
 NAMES = [
     "comm/uplink_bytes",
@@ -184,6 +191,25 @@ def test_outputs_can_be_switched_off(fit, tmp_path):
     fit(LBGMFederated(num_clients=3), logger=CSVLogger(tmp_path, version=0), callbacks=[callback], val=True)
     assert not list(tmp_path.rglob("*.png"))
     assert not list(tmp_path.rglob("clients.csv"))
+
+
+def test_a_gradient_space_has_metrics_table_and_figures_also_where_it_is_resumed(fit, make_logger, tmp_path):
+    logger, first = make_logger(), GradientSpaceCallback(keep_gradients=True)
+    trainer, module = fit("auto", logger=logger, callbacks=[first], batch_size=20)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    client = logger.experiment
+    names = [f"figures/gradient_space_{name}.png" for name in ("components", "cosines", "principal")]
+    assert artifacts(client, logger.run_id) == {"gradient_space/layers.json", *names}
+    second, again = GradientSpaceCallback(), make_logger(run_id=logger.run_id)
+    settings = {"max_epochs": 5, "ckpt_path": tmp_path / "a.ckpt", "batch_size": 20}
+    fit("auto", logger=again, callbacks=[second], **settings)
+    history = client.get_metric_history(logger.run_id, "gradient_space/n95")
+    assert [point.step for point in history] == [2, 5, 8, 11, 14]
+    table = client.load_table(logger.experiment_id, "gradient_space/layers.json", run_ids=[logger.run_id])
+    assert table["epoch"].tolist() == [t for t in range(5) for _ in range(3)]
+    assert table["layer"].tolist() == ["(model)", *(name for name, _ in module.named_parameters())] * 5
+    assert [point.value for point in history] == table["n95"][::3].tolist()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.ckpt"]  # the gradients are gone
 
 
 def test_mlflows_autologging_does_not_stop_a_fit(fit, make_logger):

@@ -86,6 +86,16 @@ def test_the_charts_recipe_makes_the_runs_and_the_figures_of_its_page(tmp_path):
     assert {path.name for path in images.iterdir()} == set(re.findall(r"images/(charts_\w+\.png)", page))
 
 
+@pytest.mark.slow
+def test_the_gradient_space_recipe_needs_no_data(tmp_path):
+    recipe = str(ROOT / "recipes" / "gradient_space.py")
+    out = run_recipe(recipe, "--epochs=4", "--output=out", cwd=tmp_path, LBGM_DATA="")
+    assert "4 epoch gradients of 9,610 entries" in out
+    names = {f"gradient_space_{name}.png" for name in ("components", "principal", "cosines")}
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == names
+    assert {path.name for path in (tmp_path / "out" / "mlruns").rglob("*.png")} == names
+
+
 def mnist_folder() -> Path | None:
     candidates = [os.environ.get("LBGM_DATA"), ROOT.parent / "shared" / "data", ROOT / "data"]
     folders = (Path(c) for c in candidates if c)

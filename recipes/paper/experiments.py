@@ -53,7 +53,6 @@ class Experiment:
 
 
 _FEW_IMAGES = ("--data.init_args.num_train=10000", "--trainer.check_val_every_n_epoch=5")
-_FEW_ROUNDS = ("--trainer.max_epochs=15", "--data.init_args.num_val=2000")
 
 EXPERIMENTS = {
     "mnist_fcn": Experiment("MNIST, linear classifier", "mnist_fcn_noniid", ("fedavg", *MODEL, *LAYER, *COEFFICIENT)),
@@ -90,17 +89,24 @@ EXPERIMENTS = {
         "CIFAR-10, ResNet18",
         "cifar10_resnet18_noniid",
         ("fedavg", "lbgm_0.2", "lbgm_0.8"),
-        options=("--data.init_args.num_train=5000", *_FEW_ROUNDS),
+        options=("--trainer.max_epochs=15", "--data.init_args.num_train=2000", "--data.init_args.num_val=2000"),
         clients=10,
     ),
     "cifar10_vgg19": Experiment(
         "CIFAR-10, VGG19",
         "cifar10_vgg19_noniid",
         ("fedavg", "lbgm_0.2", "lbgm_0.8"),
-        options=("--data.init_args.num_train=1000", *_FEW_ROUNDS, "--data.init_args.num_val=500"),
+        options=("--trainer.max_epochs=10", "--data.init_args.num_train=400", "--data.init_args.num_val=400"),
         clients=10,
     ),
-    "coco_unet": Experiment("COCO, U-Net", "coco_unet_iid", ("fedavg", "lbgm_0.2", "lbgm_0.8"), "val/miou", clients=10),
+    "coco_unet": Experiment(
+        "COCO, U-Net",
+        "coco_unet_iid",
+        ("fedavg", "lbgm_0.2", "lbgm_0.8"),
+        "val/miou",
+        ("--data.init_args.size=64",),
+        clients=10,
+    ),
     "faces_cnn": Experiment(
         "Faces, CNN, a client for each person",
         "faces_cnn_persons",

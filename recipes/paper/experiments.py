@@ -103,7 +103,7 @@ EXPERIMENTS = {
         "COCO, U-Net",
         "coco_unet_iid",
         ("fedavg", "lbgm_0.2", "lbgm_0.8"),
-        "val/miou",
+        "val/loss",
         ("--data.init_args.size=64",),
         clients=10,
     ),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["PAGE", "draw", "table", "write"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-STYLES = {"lbgm_layer": "--", "coefficient": ":"}  # a dash for each kind of test
+DASHES = {"lbgm_layer": "--", "coefficient": ":"}  # for each kind of test
 
 
 def table(name: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -44,9 +44,12 @@ def draw(name: str, rows: Sequence[dict[str, Any]]) -> Figure:
     experiment = EXPERIMENTS[name]
     figure = Figure(figsize=(12, 4), dpi=80, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    for row in rows:
-        group = next((group for group in STYLES if row["name"].startswith(group)), "")
-        style = {"label": LABELS[row["name"]], "linewidth": 1.2, "linestyle": STYLES.get(group, "-")}
+    thresholds = sorted({_threshold(row["name"]) for row in rows})
+    for number, row in enumerate(rows):
+        # A colour for each threshold, or for each method where they have none.
+        colour = thresholds.index(_threshold(row["name"])) if len(thresholds) > 1 else number
+        dashes = next((dashes for group, dashes in DASHES.items() if row["name"].startswith(group)), "-")
+        style = {"label": LABELS[row["name"]], "linewidth": 1.2, "linestyle": dashes, "color": f"C{colour}"}
         floats = [total / experiment.clients for total in row["uplink_floats"]]
         left.plot(row["round"], row["value"], **style)
         middle.plot(row["round"], floats, **style)
@@ -65,6 +68,11 @@ def draw(name: str, rows: Sequence[dict[str, Any]]) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(7, len(rows)), fontsize=8)
     figure.suptitle(experiment.title)
     return figure
+
+
+def _threshold(method: str) -> str:
+    last = method.split("_")[-1]
+    return last if last.startswith("0.") else ""
 
 
 def write(names: Sequence[str], known: dict[tuple[str, str], dict[str, Any]], folder: Path | None) -> None:

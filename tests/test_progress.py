@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -40,7 +41,7 @@ class Descriptions(Callback):
 def test_a_long_round_shows_the_clients_done(fit, bar, read, capsys):
     watch = Descriptions(read)
     fit(LBGMFederated(num_clients=6), module=Slow(), callbacks=[bar(), watch], enable_progress_bar=True, max_epochs=2)
-    assert any("[3/6 clients]" in text for text in watch.within)
+    assert any(re.search(r"\[[2-5]/6 clients\]", text) for text in watch.within)  # which ones, a busy machine says
     assert all("clients]" not in text for text in watch.after)
     assert all("Epoch" in text for text in watch.within + watch.after)
     capsys.readouterr()

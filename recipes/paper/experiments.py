@@ -96,6 +96,7 @@ EXPERIMENTS = {
         "CIFAR-10, VGG19",
         "cifar10_vgg19_noniid",
         ("fedavg", "lbgm_0.2", "lbgm_0.8"),
+        "train/loss",
         options=("--trainer.max_epochs=10", "--data.init_args.num_train=400", "--data.init_args.num_val=400"),
         clients=10,
     ),

@@ -87,6 +87,10 @@ class VGG19(nn.Module):
         self.features = vgg.make_layers(vgg.cfgs["E"], batch_norm=True)
         if in_channels != 3:
             self.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):  # as torchvision's whole VGG does
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         self.head = nn.Linear(512, num_outputs)
 
     def forward(self, x: Tensor) -> Any:

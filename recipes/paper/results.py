@@ -22,6 +22,7 @@ from recipes.paper.experiments import EXPERIMENTS
 __all__ = ["command", "read", "run_missing"]
 
 HERE = Path(__file__).parent
+KEPT = ("name", "metric", "rounds", "round", "value", "uplink_floats")
 
 
 def command(name: str, methods: Sequence[str], output: Path, jobs: int) -> list[str]:
@@ -55,7 +56,8 @@ def run_missing(names: Sequence[str], results: Path, output: Path, jobs: int) ->
         if (output / name / "results.jsonl").exists():
             with results.open("a") as file:
                 for line in (output / name / "results.jsonl").read_text().splitlines():
-                    file.write(json.dumps({"experiment": name, **json.loads(line)}) + "\n")
+                    row = json.loads(line)
+                    file.write(json.dumps({"experiment": name, **{key: row[key] for key in KEPT}}) + "\n")
     return succeeded
 
 

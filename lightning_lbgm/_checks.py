@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -15,6 +15,7 @@ from lightning_lbgm.data import RoundLoader, has_plain_sampler
 
 __all__ = [
     "check_environment",
+    "check_federated",
     "check_fit",
     "check_loader",
     "check_same_data",
@@ -31,6 +32,17 @@ def check_environment(sync_batchnorm: bool) -> None:
         raise MisconfigurationException(
             "`Trainer(sync_batchnorm=True)` has no meaning for federated clients, which train apart. Remove it, and"
             " choose what becomes of BatchNorm's statistics with `LBGMFederated(buffers=...)`."
+        )
+
+
+def check_federated(callback: Callback, trainer: pl.Trainer) -> None:
+    """Refuse a callback of a federation in a Trainer that has none."""
+    from lightning_lbgm.strategy import LBGMFederated
+
+    if not isinstance(trainer.strategy, LBGMFederated):
+        raise MisconfigurationException(
+            f"`{type(callback).__name__}` reports on a federation, but the Trainer's strategy is"
+            f" {type(trainer.strategy).__name__}. Use `Trainer(strategy=LBGMFederated(...))`, or drop the callback."
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,11 +17,44 @@ from lightning_utilities.core.imports import RequirementCache
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["can_draw", "metric_to_draw", "mlflow_loggers", "run_folder", "write_figures", "write_table", "writes_files"]
+__all__ = [
+    "can_draw",
+    "log_round",
+    "metric_to_draw",
+    "mlflow_loggers",
+    "run_folder",
+    "write_figures",
+    "write_table",
+    "writes_files",
+]
 
 _MATPLOTLIB = RequirementCache("matplotlib")
 _PLAIN_NAMES = ("val/acc", "val_acc", "val/accuracy", "val_accuracy", "val/loss", "val_loss")
 _OUR_PREFIXES = ("comm/", "lbgm/", "fl/", "convergence/", "gradient_space/")
+
+
+def log_round(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    metrics: dict[str, float],
+    round_index: int,
+    in_bar: Sequence[str] = (),
+) -> None:
+    """Log a round's metrics in every logger, with the round as the step, and in ``trainer.callback_metrics``.
+
+    Args:
+        trainer: The trainer.
+        module: Its module.
+        metrics: The metrics by name.
+        round_index: The round.
+        in_bar: Names of those that stand in the progress bar.
+    """
+    if not trainer.barebones:
+        for name, value in metrics.items():
+            exact = torch.tensor(value, dtype=torch.float64)  # float32 would round the byte counts
+            module.log(name, exact, logger=False, prog_bar=name in in_bar, batch_size=1)
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=round_index)
 
 
 def writes_files(trainer: pl.Trainer) -> bool:

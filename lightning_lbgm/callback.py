@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from lightning_lbgm._checks import check_federated
 from lightning_lbgm._lightning import ClientProgress
-from lightning_lbgm._outputs import can_draw, metric_to_draw, write_figures, write_table, writes_files
+from lightning_lbgm._outputs import can_draw, log_round, metric_to_draw, write_figures, write_table, writes_files
 from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import client_rows, round_metrics
@@ -74,13 +74,7 @@ class LBGMCallback(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        from lightning_lbgm.strategy import LBGMFederated
-
-        if not isinstance(trainer.strategy, LBGMFederated):
-            raise MisconfigurationException(
-                "`LBGMCallback` reports on a federation, but the Trainer's strategy is"
-                f" {type(trainer.strategy).__name__}. Use `Trainer(strategy=LBGMFederated(...))`, or drop the callback."
-            )
+        check_federated(self, trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -116,12 +110,7 @@ class LBGMCallback(Callback):
             self._progress.restore()
         self._warn_of_rejection(report)
         metrics = round_metrics(report, strategy.ledger)
-        if not trainer.barebones:
-            for name, value in metrics.items():
-                exact = torch.tensor(value, dtype=torch.float64)  # float32 would round the byte counts
-                pl_module.log(name, exact, logger=False, prog_bar=name in _IN_PROGRESS_BAR, batch_size=1)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=report.round_index)
+        log_round(trainer, pl_module, metrics, report.round_index, in_bar=_IN_PROGRESS_BAR)
         self._tests.extend(
             (report.round_index, client.client_id, client.lbp_error) for client in report.clients if client.decision
         )

@@ -8,11 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from lightning_lbgm._outputs import can_draw, write_figures, writes_files
+from lightning_lbgm._checks import check_federated
+from lightning_lbgm._outputs import can_draw, log_round, write_figures, writes_files
 from lightning_lbgm.figures import draw_convergence
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import convergence_metrics
@@ -87,15 +87,9 @@ class ConvergenceMonitor(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        from lightning_lbgm.strategy import LBGMFederated
-
-        if not isinstance(trainer.strategy, LBGMFederated):
-            raise MisconfigurationException(
-                "`ConvergenceMonitor` reports on a federation, but the Trainer's strategy is"
-                f" {type(trainer.strategy).__name__}. Use `Trainer(strategy=LBGMFederated(...))`, or drop the callback."
-            )
+        check_federated(self, trainer)
         if stage == "fit":
-            trainer.strategy.measure_errors = True
+            trainer.strategy.measure_errors = True  # type: ignore[attr-defined]
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -118,11 +112,7 @@ class ConvergenceMonitor(Callback):
         report: RoundReport | None = trainer.strategy.last_report  # type: ignore[attr-defined]
         assert report is not None
         metrics = convergence_metrics(report, self._round_lr, self.bound)
-        if not trainer.barebones:
-            for name, value in metrics.items():
-                pl_module.log(name, torch.tensor(value, dtype=torch.float64), logger=False, batch_size=1)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=report.round_index)
+        log_round(trainer, pl_module, metrics, report.round_index)
         names = ("sent_error_mean", "sent_error_max", "gap_relative")
         mean, largest, gap = (metrics[f"convergence/{name}"] for name in names)
         self._history.append((report.round_index, mean, largest, gap))

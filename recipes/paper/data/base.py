@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from recipes.paper.data.subset import draw_subset
 
 __all__ = ["PaperData"]
 
@@ -30,6 +33,9 @@ class PaperData(pl.LightningDataModule, ABC):
         root: Folder that holds the data sets. None: the environment variable ``LBGM_DATA``, else ``data``.
         batch_size: Size of the local batches.
         val_batch_size: Size of the validation batches.
+        num_train: Training examples to use. None: all.
+        num_val: Validation examples to use. None: all.
+        size: Width and height to resize images to. None: as they are.
         num_workers: Processes that decode images, for what is not in memory.
         download: Whether to download into ``cache`` what is missing.
         cache: Folder to download into. None: it cannot be downloaded.
@@ -47,6 +53,9 @@ class PaperData(pl.LightningDataModule, ABC):
         root: str | None,
         batch_size: int,
         val_batch_size: int,
+        num_train: int | None,
+        num_val: int | None,
+        size: int | None,
         num_workers: int = 0,
         download: bool = False,
         cache: str | None = None,
@@ -56,6 +65,9 @@ class PaperData(pl.LightningDataModule, ABC):
         self.cache = None if cache is None else Path(cache).expanduser()
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
+        self.num_train = num_train
+        self.num_val = num_val
+        self.size = size
         self.num_workers = num_workers
         self.download = download
         self.train: Dataset[Any] | None = None
@@ -73,6 +85,11 @@ class PaperData(pl.LightningDataModule, ABC):
     @abstractmethod
     def load(self, folder: Path, train: bool) -> Dataset[Any]:
         """Return the training or the validation set."""
+
+    def wanted(self, num_examples: int, train: bool, strata: Tensor | None = None) -> Tensor:
+        """Return the indices of the examples to use, drawn as ``draw_subset`` does."""
+        count, name = (self.num_train, "num_train") if train else (self.num_val, "num_val")
+        return draw_subset(num_examples, count, strata, name)
 
     def fetch(self, folder: Path) -> None:
         """Download the data set into ``folder``."""

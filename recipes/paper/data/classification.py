@@ -20,7 +20,6 @@ from torchvision.transforms.v2 import functional as F
 
 from recipes.paper.data.base import PaperData
 from recipes.paper.data.pictures import read_mosaic
-from recipes.paper.data.subset import draw_subset
 
 __all__ = ["CIFAR10", "CIFAR100", "MNIST", "ClassificationData", "FashionMNIST"]
 
@@ -61,10 +60,7 @@ class ClassificationData(PaperData):
         download: bool = False,
         cache: str = "~/.cache/lightning_lbgm",
     ) -> None:
-        super().__init__(root, batch_size, val_batch_size, download=download, cache=cache)
-        self.num_train = num_train
-        self.num_val = num_val
-        self.size = size
+        super().__init__(root, batch_size, val_batch_size, num_train, num_val, size, download=download, cache=cache)
 
     @property
     def num_outputs(self) -> int:
@@ -79,9 +75,8 @@ class ClassificationData(PaperData):
 
     def load(self, folder: Path, train: bool) -> TensorDataset:
         images, classes = self.read(folder, train)
-        wanted, name = (self.num_train, "num_train") if train else (self.num_val, "num_val")
-        if wanted is not None:
-            indices = draw_subset(len(classes), wanted, classes, name)
+        indices = self.wanted(len(classes), train, classes)
+        if len(indices) < len(classes):
             images, classes = images[indices], classes[indices]
         if self.size is not None:
             images = F.resize(images, [self.size, self.size], antialias=True)

@@ -22,8 +22,7 @@ __all__ = ["CelebALandmarks", "FaceLandmarks"]
 class _Faces(PaperData):
     """What the sets of faces share: the training set is one part for each person."""
 
-    num_train: int | None
-    num_val: int | None
+    size: int
     num_persons: int | None
 
     @property
@@ -40,11 +39,11 @@ class _Faces(PaperData):
             train: Whether it is the training set.
         """
         if not train:
-            return draw_subset(len(persons), self.num_val, name="num_val")
+            return self.wanted(len(persons), train)
         numbers = persons.unique()
         kept = numbers[draw_subset(len(numbers), self.num_persons, name="num_persons")]
         candidates = torch.isin(persons, kept).nonzero().squeeze(1)
-        chosen = candidates[draw_subset(len(candidates), self.num_train, persons[candidates], "num_train")]
+        chosen = candidates[self.wanted(len(candidates), train, persons[candidates])]
         return chosen[persons[chosen].argsort(stable=True)]
 
 
@@ -111,11 +110,8 @@ class CelebALandmarks(_Faces):
         download: bool = False,
         cache: str = "~/.cache/lightning_lbgm",
     ) -> None:
-        super().__init__(root, batch_size, val_batch_size, num_workers, download, cache)
-        self.num_train = num_train
-        self.num_val = num_val
+        super().__init__(root, batch_size, val_batch_size, num_train, num_val, size, num_workers, download, cache)
         self.num_persons = num_persons
-        self.size = size
         self.in_memory = in_memory
 
     @property
@@ -192,14 +188,11 @@ class FaceLandmarks(_Faces):
         num_points: int = 5,
         size: int = 64,
     ) -> None:
-        super().__init__(root, batch_size, val_batch_size)
+        super().__init__(root, batch_size, val_batch_size, num_train, num_val, size)
         if num_points not in (5, 68):
             raise ValueError(f"`num_points={num_points}` must be 5 (CelebA's landmarks) or 68 (all of them).")
-        self.num_train = num_train
-        self.num_val = num_val
         self.num_persons = num_persons
         self.num_points = num_points
-        self.size = size
 
     @property
     def num_outputs(self) -> int:

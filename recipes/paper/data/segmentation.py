@@ -15,7 +15,6 @@ from torchvision.transforms.v2 import functional as F
 
 from recipes.paper.data.base import PaperData
 from recipes.paper.data.pictures import decode_all, picture_transform, resize_mask
-from recipes.paper.data.subset import draw_subset
 
 __all__ = ["COCOSegmentation", "VOCSegmentation"]
 
@@ -65,8 +64,7 @@ class _Segmentation(PaperData):
 
     num_classes: ClassVar[int] = 21
     ignore_index: ClassVar[int] = 255
-    num_train: int | None
-    num_val: int | None
+    size: int
     in_memory: bool
 
     @property
@@ -75,8 +73,7 @@ class _Segmentation(PaperData):
 
     def pick(self, pairs: _Pairs, train: bool) -> Dataset[Any]:
         """Return the examples wanted, in memory where that is asked for."""
-        wanted, name = (self.num_train, "num_train") if train else (self.num_val, "num_val")
-        chosen = draw_subset(len(pairs), wanted, name=name).tolist()
+        chosen = self.wanted(len(pairs), train).tolist()
         return decode_all(Subset(pairs, chosen)) if self.in_memory else Subset(pairs, chosen)
 
 
@@ -128,10 +125,7 @@ class VOCSegmentation(_Segmentation):
         download: bool = False,
         cache: str = "~/.cache/lightning_lbgm",
     ) -> None:
-        super().__init__(root, batch_size, val_batch_size, num_workers, download, cache)
-        self.num_train = num_train
-        self.num_val = num_val
-        self.size = size
+        super().__init__(root, batch_size, val_batch_size, num_train, num_val, size, num_workers, download, cache)
         self.in_memory = in_memory
 
     def fetch(self, folder: Path) -> None:
@@ -191,10 +185,7 @@ class COCOSegmentation(_Segmentation):
         num_val: int | None = None,
         size: int = 128,
     ) -> None:
-        super().__init__(root, batch_size, val_batch_size)
-        self.num_train = num_train
-        self.num_val = num_val
-        self.size = size
+        super().__init__(root, batch_size, val_batch_size, num_train, num_val, size)
 
     def is_there(self, folder: Path) -> bool:
         return all(_mask_files(folder / self.place / part) for part in ("train", "val"))

@@ -23,6 +23,7 @@ __all__ = [
     "check_single_loader",
     "warn_of_changed_parameters",
     "warn_of_own_buffers",
+    "warn_of_unaveraged",
 ]
 
 
@@ -127,6 +128,17 @@ def warn_of_own_buffers(names: list[str]) -> None:
             f"`LBGMFederated(buffers='client')`: each client keeps its own buffers (such as {names[0]!r}) and the"
             " global model's are never trained, so its validation in eval mode says little."
         )
+
+
+def warn_of_unaveraged(notes: dict[str, str]) -> None:
+    """Warn of buffers that clients change and that cannot be averaged: name and why."""
+    listed = ", ".join(f"{name!r} ({why})" for name, why in list(notes.items())[:3])
+    more = f" and {len(notes) - 3} more" if len(notes) > 3 else ""
+    rank_zero_warn(
+        f"Training changes {listed}{more}, which cannot be averaged over clients, so the global model's stay as they"
+        " are. If others belong with them, such as the queue of a pointer, let each client keep its own with"
+        " `LBGMFederated(buffers='client')`, or leave all as they are with `buffers='server'`."
+    )
 
 
 def warn_of_changed_parameters(round_index: int, before: int, after: int) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "ClientProgress",
     "batch_transfer",
     "captured_log",
+    "completed_batches",
     "gather_tensor",
     "handles_unscaling",
     "init_process_group",
@@ -53,6 +54,8 @@ __all__ = [
     "overridden_step_hooks",
     "pass_rounds_through",
     "reduce_tensor",
+    "resume_within_epoch",
+    "round_counters",
     "set_round_size",
     "shard_loader",
     "take_over_distributed_sampler",
@@ -68,6 +71,25 @@ def set_round_size(trainer: pl.Trainer, num_examples: int) -> None:
     """Tell ``self.log`` the size of the batch: it could not be inferred from a round."""
     if trainer._results is not None:
         trainer._results.batch_size = num_examples
+
+
+def round_counters(trainer: pl.Trainer) -> list[Any]:
+    """Return the objects whose attributes count what happens in a round, some of which ``global_step`` is read off."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    optimizer = loop.automatic_optimization.optim_progress.optimizer
+    progresses = [loop.batch_progress, loop.scheduler_progress, optimizer.step, optimizer.zero_grad]
+    return [*progresses, *(part for progress in progresses for part in (progress.total, progress.current))]
+
+
+def resume_within_epoch(trainer: pl.Trainer) -> None:
+    """Let the next ``fit`` go on within an epoch that broke off, as from a checkpoint; else it starts it over."""
+    if trainer.fit_loop.epoch_loop.batch_progress.current.completed:
+        trainer.fit_loop.restarting = True
+
+
+def completed_batches(trainer: pl.Trainer) -> int:
+    """Return the number of batches, here rounds, whose last hook is through."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
 
 
 def pass_rounds_through(module: pl.LightningModule) -> Callable[[], None]:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
@@ -21,9 +21,13 @@ from lightning_lbgm.clients import (
     ChunkStep,
     ChunkTrainer,
     ClientTrainer,
+    ComesOutDifferent,
     LocalTrainer,
     SequentialTrainer,
     VectorizedTrainer,
+    Wary,
+    has_backward_hooks,
+    structure_of,
 )
 from lightning_lbgm.federation import Federation
 from lightning_lbgm.flat import FlatParameters
@@ -33,6 +37,7 @@ __all__ = ["Execution", "ExecutionMode"]
 ExecutionMode = Literal["sequential", "vectorized", "auto"]
 
 _CPU_CHUNK = 20
+_COMPARED_FIRST = 8  # clients, spread over the chunk: what is wrong may show in the data of some alone
 _CPU_MAX_PARAMETERS = 1_000_000
 _ACCELERATOR_BYTES = 4 * 2**30
 _ACCELERATOR_MAX_CHUNK = 256
@@ -43,7 +48,9 @@ _SLOW_ON_CPU = (_ConvNd, nn.RNNBase, nn.MultiheadAttention)
 class Execution:
     """Choose what trains a round's clients.
 
-    What is allocated for it is kept from round to round, as long as the federation is the same.
+    Clients are trained at once only if some that were trained alone too came to the same: in a fit's first chunk, again
+    when the module, its hooks or its optimizer change, and then after 1, 2, 4, 8, ... rounds. What is allocated is kept
+    from round to round, as long as the federation is the same.
 
     Args:
         mode: ``"sequential"``, ``"vectorized"`` or ``"auto"``.
@@ -57,6 +64,10 @@ class Execution:
         self._flat: FlatParameters | None = None  # what all below belongs to
         self._update = torch.empty(0)  # of one client at a time, whichever way it is trained
         self._obstacle: str | None = None  # found by trying
+        self._structure: tuple[Any, ...] | None = None  # what was compared last
+        self._proved_at: int | None = None  # the round of the last comparison
+        self._interval = 1  # rounds to the next one
+        self._announced = False
 
     def client_trainer(
         self,
@@ -83,6 +94,7 @@ class Execution:
         flat, optimizer = federation.flat, local_trainer.optimizer
         if self._flat is not flat:
             self._flat, self._update, self._chunks, self._obstacle = flat, flat.empty(), None, None
+            self._announced = False
         sequential = SequentialTrainer(local_trainer, flat, federation.buffers, self._update)
         if self.mode == "sequential" or self._obstacle is not None:
             return sequential
@@ -92,8 +104,10 @@ class Execution:
         if obstacle is not None:
             self._give_up(obstacle)
             return sequential
-        if self._chunks is None:
+        structure = structure_of(module, optimizer)
+        if self._chunks is None or structure != self._structure:
             self._chunks = ChunkTrainer(module, flat, federation.buffers, self._update)
+            self._structure, self._proved_at, self._interval = structure, None, 1
         # A learning rate schedule wants to see its optimizer step, and this one would not; it has no gradients.
         optimizer.zero_grad()
         optimizer.step()
@@ -105,15 +119,41 @@ class Execution:
         step = ChunkStep(
             loss,
             optimizer,
+            local_trainer.start,
             transfer,
             trainer.gradient_clip_val,
             "value" if trainer.gradient_clip_algorithm == "value" else "norm",
         )
         chunk_size = self.chunk_size or _default_chunk_size(flat)
-        return VectorizedTrainer(sequential, self._chunks, step, chunk_size, self._on_error)
+        wary = Wary(
+            compare=self._num_to_compare(federation.round_index),
+            may_draw=self.mode == "vectorized",
+            on_proved=lambda: self._on_proved(federation.round_index, chunk_size),
+            on_error=self._on_error,
+        )
+        return VectorizedTrainer(sequential, self._chunks, step, chunk_size, wary)
+
+    def _num_to_compare(self, round_index: int) -> int:
+        if self._proved_at is None:
+            return _COMPARED_FIRST
+        return 1 if round_index >= self._proved_at + self._interval else 0
+
+    def _on_proved(self, round_index: int, chunk_size: int) -> None:
+        if self._proved_at is not None:
+            self._interval *= 2
+        elif not self._announced:
+            self._announced = True
+            rank_zero_info(f"Clients are vectorized: up to {chunk_size} are trained at once.")
+        self._proved_at = round_index
 
     def _on_error(self, error: Exception) -> None:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if isinstance(error, ComesOutDifferent) and self._proved_at is not None and self.mode == "auto":
+            rank_zero_warn(
+                f"Vectorized clients were right in round {self._proved_at} and are not any more: {reason}. Rounds since"
+                " then may have other numbers than clients trained one after the other; from now on they are. Train"
+                " again with `LBGMFederated(execution='sequential')` to be sure."
+            )
         self._give_up(reason, error)
 
     def _give_up(self, reason: str, cause: Exception | None = None) -> None:
@@ -144,6 +184,8 @@ def find_obstacle(
         return f"the optimizer {type(optimizer).__name__} is none of torch's elementwise ones ({names})"
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return "the optimizer has step hooks"
+    if has_backward_hooks(module):
+        return "the module has backward hooks, which would not be called"
     known = {id(parameter) for parameter in flat.parameters}
     if any(p.requires_grad and id(p) not in known for group in optimizer.param_groups for p in group["params"]):
         return "the optimizer has parameters that are not the module's"

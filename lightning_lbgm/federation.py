@@ -20,6 +20,7 @@ from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
 from lightning_lbgm.processes import World
 from lightning_lbgm.rng import isolated_rng
+from lightning_lbgm.round_undo import RoundUndo
 from lightning_lbgm.sent_error import SentError
 from lightning_lbgm.server import Server
 from lightning_lbgm.uplink import Chain, Context, Decision, Dense, Message, RoundResult
@@ -73,7 +74,7 @@ class Federation:
         self.shared = uplink.init_shared()
         self._errors: SentError | None = None  # where they are measured
         self._reports: list[ClientReport] = []
-        self.touched: list[int] = []  # clients that had their turn in the round at hand
+        self.undo: RoundUndo | None = None  # until the round is final
         self.in_round = False  # whether the client phase has begun and the server has not stepped yet
 
     def run_clients(
@@ -98,7 +99,8 @@ class Federation:
             The loss, shape ``()``: the mean over all local steps of the clients that were not rejected, weighted by
             batch size; NaN where there is none.
         """
-        self._reports, self.touched = [], []
+        self._reports = []
+        self.undo = RoundUndo(self)
         self.in_round = True
         self.server.begin_round()
         self.buffers.begin_round()
@@ -133,7 +135,7 @@ class Federation:
                 loss_sum, loss_weight = self._combine(trainer.capture, weights, loss_sum, loss_weight)
         except BaseException:
             self.world.close()
-            self.abort_round()
+            self.roll_back()
             raise
         return loss_sum / loss_weight if loss_weight else loss_sum * math.nan
 
@@ -170,13 +172,23 @@ class Federation:
         self.server.combine(sent, self.world.all_reduce_sum)
         if self._errors is not None:
             self._errors.combine(self.world.all_reduce_sum)
-        self.buffers.combine(sorted({n for part in parts for n in part["buffers"]}), self.world.all_reduce_sum)
+        self.buffers.combine([part["buffers"] for part in parts], self.world.all_reduce_sum)
         capture.combine([part["log"] for part in parts], module, device)
         losses, counts = zip(*(part["loss"] for part in parts))
         return torch.tensor(sum(losses), dtype=loss_sum.dtype, device=device), sum(counts)
 
     def finish_round(self) -> RoundReport:
-        """Make the server's step, leave the global parameters in the module, and close the account of the round."""
+        """Make the server's step, leave the global parameters in the module, and close the account of the round.
+
+        It can be taken back by ``roll_back`` until ``commit``. If it raises, it is taken back at once.
+        """
+        try:
+            return self._finish_round()
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def _finish_round(self) -> RoundReport:
         self._end_uplink_round()
         mean_update = self.server.mean_update(len(self._reports))
         error = self._errors.finish(mean_update, self.server.total_weight) if self._errors is not None else None
@@ -186,9 +198,27 @@ class Federation:
         self.ledger.record(report)
         self.uses.finish()
         self.round_index += 1
-        self._reports, self.touched = [], []
+        self._reports = []
         self.in_round = False
         return report
+
+    def commit(self) -> None:
+        """Make the last round final: what it was before is forgotten."""
+        if not self.in_round:
+            self.undo = None
+
+    def roll_back(self) -> int:
+        """Leave everything as it was before the round at hand, or the last one if that is not final yet.
+
+        Returns:
+            The number of clients whose state could not be kept: their next update goes in full.
+        """
+        if self.undo is None:
+            return 0
+        undo, self.undo = self.undo, None
+        self._reports = []
+        self.in_round = False
+        return undo.restore()
 
     def _end_uplink_round(self) -> None:
         """Let the stages learn from the round what concerns all clients."""
@@ -223,23 +253,12 @@ class Federation:
             self.flat.write(parameters)
             self.buffers.load(buffers)
 
-    def abort_round(self) -> None:
-        """Leave the module as it was before the round.
-
-        Clients that had their turn in this round lose their state, for the server never counted what they sent: their
-        next update goes in full.
-        """
-        self.server.abort_round()
-        self.buffers.load()
-        for client_id in self.touched:
-            self.clients.pop(client_id, None)
-        self._reports, self.touched = [], []
-        self.in_round = False
-
     def _forget(self, client_id: int) -> None:
         """Let both ends forget a client's look-back gradients."""
         state = self.clients.get(client_id)
         if state is not None:
+            assert self.undo is not None
+            self.undo.remember(client_id, state)
             self.uplink.forget(state["uplink"])
             self.clients[client_id] = state
 
@@ -251,16 +270,18 @@ class Federation:
     @torch.no_grad()
     def _send(self, result: ClientUpdate, num_examples: int, weight: float) -> ClientReport:
         client_id, local = result.client_id, result.local
-        self.touched.append(client_id)
+        assert self.undo is not None
+        known = self.clients.get(client_id)
+        self.undo.remember(client_id, known)
         update = Dense(result.update, self.flat.layout)
         buffers = result.buffers
         squared_norm = update.squared_norm()
-        rejected = not math.isfinite(squared_norm) or not all(bool(torch.isfinite(b).all()) for b in buffers.values())
+        rejected = not math.isfinite(squared_norm) or not self.buffers.is_sound(buffers)
         decision: Decision | None = None
         uplink_bits = dense_bits = 0
         squared_error = math.nan
         if not rejected:
-            state = self.clients.get(client_id) or {"uplink": self.uplink.init()}
+            state = known or {"uplink": self.uplink.init()}
             if self.buffers.mode == "client":
                 state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
                 buffers = {}
@@ -274,6 +295,7 @@ class Federation:
                 squared_error = self._errors.receive(result.update, decoded, weight)
             self.buffers.receive(message.buffers, weight)
             self.clients[client_id] = state
+            self.undo.settle(client_id, state)
             uplink_bits, dense_bits = message.num_bits, Message(client_id, update, buffers).num_bits
         return ClientReport(
             client_id=client_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,9 +22,10 @@ ServerOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 class Server:
     """Average the clients' updates as they arrive, then step the global parameters along the average.
 
-    It holds two vectors of shape ``(M,)``, whatever the number of clients: the global parameters (theta) and the
-    running sum. The average is the gradient of the server optimizer; ``SGD(lr=1)`` makes it FedAvg (McMahan et al.,
-    AISTATS 2017, arXiv 1602.05629), another one FedOpt (Reddi et al., ICLR 2021, arXiv 2003.00295).
+    It holds three vectors of shape ``(M,)``, whatever the number of clients: the global parameters (theta), those
+    before the last step, and the running sum. The average is the gradient of the server optimizer; ``SGD(lr=1)`` makes
+    it FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629), another one FedOpt (Reddi et al., ICLR 2021, arXiv
+    2003.00295).
 
     Args:
         flat: The parameters.
@@ -35,6 +37,8 @@ class Server:
         self.flat = flat
         self.server_params = flat.read()
         self._sum = torch.zeros_like(self.server_params)
+        self._before = torch.empty_like(self.server_params)  # theta before the step, to take it back
+        self._optimizer_before: dict[Any, Any] | None = None
         self._total_weight = 0.0
         self._num_received = 0
         parameters = [nn.Parameter(view) for view in flat.views(self.server_params)]
@@ -56,6 +60,7 @@ class Server:
         """Take the module's parameters as the global ones, for callbacks may have changed them, and clear the sum."""
         self.flat.read(self.server_params)
         self._sum.zero_()
+        self._optimizer_before = None
         self._total_weight = 0.0
         self._num_received = 0
 
@@ -102,12 +107,20 @@ class Server:
         mean = self.mean_update(cohort_size)
         if mean is not None:
             norm = inner(mean, mean) ** 0.5
+            self._before.copy_(self.server_params)
+            self._optimizer_before = {key: copy.deepcopy(entry) for key, entry in self.optimizer.state.items()}
             self.optimizer.step()
         self.flat.write(self.server_params)
         return norm
 
-    def abort_round(self) -> None:
-        """Write the global parameters back into the module, as they were before the round."""
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Take the round back: the global parameters are as before it, here and in the module."""
+        if self._optimizer_before is not None:
+            self.server_params.copy_(self._before)
+            self.optimizer.state.clear()
+            self.optimizer.state.update(self._optimizer_before)
+            self._optimizer_before = None
         self.flat.write(self.server_params)
 
     def state_dict(self) -> dict[str, Any]:

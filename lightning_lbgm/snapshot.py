@@ -21,7 +21,7 @@ __all__ = ["load", "save"]
 def save(federation: Federation, clients_folder: Path | None = None) -> dict[str, Any]:
     """Return a federation as built-ins and tensors (shared, not copied).
 
-    Within a round it is that of the round's start, without the clients that had their turn: as after an abort.
+    Within a round it is that of the round's start, as after ``Federation.roll_back``.
 
     Of several processes all must call it; rank 0 gets all clients, the others their own. Within a round, and where the
     connection is broken, rank 0 too gets its own alone: the others' send in full next time.
@@ -35,10 +35,13 @@ def save(federation: Federation, clients_folder: Path | None = None) -> dict[str
     clients: dict[Any, Any]
     on_disk = False
     if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
-        clients = federation.clients.snapshot(clients_folder, without=federation.touched)["skeletons"]
+        touched = federation.undo.touched if federation.in_round and federation.undo is not None else []
+        clients = federation.clients.snapshot(clients_folder, without=touched)["skeletons"]
         on_disk = True
+    elif federation.in_round and federation.undo is not None:
+        clients = dict(sorted(federation.undo.before(federation.clients)))
     else:
-        clients = {k: state for k, state in federation.clients.items() if k not in federation.touched}
+        clients = dict(federation.clients)
     if world.size > 1 and world.is_open and not federation.in_round:
         parts = world.gather_to_first(to_device(clients, "cpu"), "clients' state")
         if world.rank == 0:
@@ -49,6 +52,7 @@ def save(federation: Federation, clients_folder: Path | None = None) -> dict[str
         "ledger": federation.ledger.state_dict(),
         "server": federation.server.state_dict(),
         "uplink": federation.shared,
+        "buffers": federation.buffers.state_dict(),
         "clients": {"folder": str(clients_folder), "skeletons": clients} if on_disk else clients,
         "uses": federation.uses.order,
     }
@@ -69,6 +73,8 @@ def load(federation: Federation, state: dict[str, Any], work: Mapping[int, int] 
     federation.server.load_state_dict(state["server"])
     federation.shared = to_device(state["uplink"], device)
     federation.uses = LeastRecentlyUsed(federation.uplink.capacity, state.get("uses", []))
+    if "buffers" in state:  # checkpoints of earlier versions have none
+        federation.buffers.load_state_dict(state["buffers"])
     clients = state["clients"]
     on_disk = is_index(clients)
     ids = sorted(clients["skeletons"] if on_disk else clients)

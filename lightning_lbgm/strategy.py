@@ -26,12 +26,14 @@ from lightning_lbgm._checks import (
     check_single_loader,
     warn_of_changed_parameters,
     warn_of_own_buffers,
+    warn_of_unaveraged,
 )
 from lightning_lbgm._processes_strategy import ProcessesStrategy
+from lightning_lbgm._round_transaction import RoundTransaction
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.client_states import checkpoint_folder, locate, prune, remove_clients
-from lightning_lbgm.clients import LocalTrainer, LogCapture
+from lightning_lbgm.clients import LocalTrainer, LogCapture, OptimizerStart
 from lightning_lbgm.data import (
     ClientFeed,
     IIDPartitioner,
@@ -154,6 +156,9 @@ class LBGMFederated(ProcessesStrategy):
         self._fit_trainer: pl.Trainer | None = None
         self._undo_patch: Callable[[], None] | None = None
         self._run_seed: int | None = None
+        self._transaction: RoundTransaction | None = None
+        self._broke_off = False  # whether a round was taken back whose error is still on its way
+        self._optimizer_start: tuple[Optimizer, OptimizerStart] | None = None
 
     @classmethod
     @override
@@ -214,8 +219,11 @@ class LBGMFederated(ProcessesStrategy):
                 trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
             self._run_seed = self.world.broadcast(self._resolve_seed())
         super().setup(trainer)
-        if trainer.state.fn == TrainerFn.FITTING and self._undo_patch is None:
-            self._undo_patch = _lightning.pass_rounds_through(self._module())
+        if trainer.state.fn == TrainerFn.FITTING:
+            if self.optimizers:  # new now: a checkpoint's state comes later
+                self._start_of(self.optimizers[0])
+            if self._undo_patch is None:
+                self._undo_patch = _lightning.pass_rounds_through(self._module())
 
     def _make_federation(self) -> Federation:
         module = self._module()
@@ -267,6 +275,7 @@ class LBGMFederated(ProcessesStrategy):
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         # A round's local batches are moved as they are drawn.
         if isinstance(batch, Round):
+            self._begin_round()
             return batch
         return super().batch_to_device(batch, device, dataloader_idx)
 
@@ -293,6 +302,26 @@ class LBGMFederated(ProcessesStrategy):
             warn_of_own_buffers(self._federation.buffers.names)
         rank_zero_info("Federated training: " + ", ".join(f"{k}={v}" for k, v in self.settings().items()))
 
+    def _begin_round(self) -> None:
+        """Make the round before final; from here on what happens can be taken back."""
+        if self._federation is not None:
+            self._federation.commit()
+        self._transaction = RoundTransaction(self._trainer(), self._module())
+
+    def roll_back(self) -> None:
+        """Leave module, clients, ledger and loop counters as they were before the round that broke off, if one did."""
+        transaction, self._transaction = self._transaction, None
+        if transaction is None or not transaction.is_open:
+            return
+        self._broke_off = True
+        lost = self._federation.roll_back() if self._federation is not None else 0
+        transaction.undo()
+        if lost:
+            rank_zero_warn(
+                f"The round that broke off was taken back. What {lost} of its clients had kept was too large to be held"
+                " twice: their next updates go in full."
+            )
+
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         _lightning.set_round_size(self._trainer(), sum(batch.num_examples))
@@ -308,7 +337,7 @@ class LBGMFederated(ProcessesStrategy):
         step = _lightning.local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
         capture = LogCapture(_lightning.LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with _lightning.captured_log(module, capture):
-            local_trainer = LocalTrainer(optimizer, step, capture)
+            local_trainer = LocalTrainer(optimizer, step, capture, self._start_of(optimizer))
             clients = self.execution.client_trainer(trainer, module, federation, local_trainer, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._on_client_end, self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.
@@ -323,9 +352,25 @@ class LBGMFederated(ProcessesStrategy):
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Run the client phase, which is the closure, then the server's step."""
-        loss = closure()
-        self.last_report = self._require_federation().finish_round()
+        try:
+            loss = closure()
+            self.last_report = self._require_federation().finish_round()
+        except BaseException:
+            self.roll_back()
+            raise
+        self._warn_of_unaveraged()
         return loss
+
+    def _warn_of_unaveraged(self) -> None:
+        notes = self._require_federation().buffers.take_notes()
+        if notes:
+            warn_of_unaveraged(notes)
+
+    def _start_of(self, optimizer: Optimizer) -> OptimizerStart:
+        """Return the state that the optimizer was made with."""
+        if self._optimizer_start is None or self._optimizer_start[0] is not optimizer:
+            self._optimizer_start = optimizer, OptimizerStart(optimizer)
+        return self._optimizer_start[1]
 
     def _current_federation(self) -> Federation:
         """Return the federation, made anew where a callback has frozen or unfrozen parameters."""
@@ -352,6 +397,26 @@ class LBGMFederated(ProcessesStrategy):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LBGMCallback):
                 callback.on_client_end(trainer, done, total)
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        self.roll_back()
+        if self._broke_off:
+            self._broke_off = False
+            _lightning.resume_within_epoch(self._trainer())  # now, for the loops on the way here have reset it
+        super().on_exception(exception)
+
+    @override
+    def on_validation_start(self) -> None:
+        if self._federation is not None:
+            self._federation.commit()
+        super().on_validation_start()
+
+    @override
+    def on_train_end(self) -> None:
+        if self._federation is not None:
+            self._federation.commit()
+        super().on_train_end()
 
     # Checkpoints
 
@@ -397,6 +462,7 @@ class LBGMFederated(ProcessesStrategy):
             self._undo_patch = None
         self._restored = None
         self._run_seed = None
+        self._transaction = None
         self.measure_errors = False
         super().teardown()
 

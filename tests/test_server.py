@@ -134,7 +134,7 @@ def test_each_round_starts_from_an_empty_sum():
     assert flat.read().tolist() == [9.0, 8.0, 10.0]
     server.begin_round()
     receive(server, [5.0, 5.0, 5.0], 0.5)
-    server.abort_round()
+    server.undo()
     assert play(server, [[0.0, 0.0, 3.0]]) == [3.0]
     assert flat.read().tolist() == [9.0, 8.0, 7.0]
 
@@ -162,7 +162,7 @@ def test_an_aborted_round_gives_the_parameters_back():
     server.begin_round()
     receive(server, [1.0, 1.0, 1.0], 1.0)
     flat.write(torch.full((3,), 99.0))
-    server.abort_round()
+    server.undo()
     assert flat.read().tolist() == [1.0, 2.0, 3.0]
 
 

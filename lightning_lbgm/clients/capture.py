@@ -110,14 +110,14 @@ class LogCapture:
         if args:
             options.update(zip(self.argument_names, args))
         entry = self._client.get(name)
-        if entry is not None and entry.takes(value) and not options.get("batch_size"):
+        if entry is not None and entry.takes(value) and options.get("batch_size") is None:
             # What a round does thousands of times, in as few operations as there are.
             entry.weight += self.batch_size
             entry.total.add_(value.detach(), alpha=self.batch_size)  # type: ignore[union-attr]
             return
         if entry is None:
             entry = self._client[name] = _Entry(options, _reduction_name(options.get("reduce_fx", "mean")))
-        weight = options.get("batch_size") or self.batch_size
+        weight = _weight(options, self.batch_size)
         if isinstance(value, Tensor):
             self._record_tensor(entry, value, weight)
         elif isinstance(value, Metric):
@@ -138,6 +138,11 @@ class LogCapture:
             value = value.reshape(())
             value = value if value.dtype is torch.float64 else value.float()
         entry.add(value.detach(), weight)
+
+    def take(self) -> dict[str, _Entry]:
+        """Return what the client logged, and forget it."""
+        entries, self._client = self._client, {}
+        return entries
 
     def replay(self, log: ChunkLog, position: int) -> None:
         """Take what one client of a chunk logged, as if it had been recorded here."""
@@ -205,7 +210,8 @@ class LogCapture:
         """
         entries, self._round, self._client = self._round, {}, {}
         for name, entry in entries.items():
-            options = {**entry.options, **overrides, "batch_size": max(1, round(entry.weight))}
+            weight = entry.weight if entry.total is not None else 1
+            options = {**entry.options, **overrides, "batch_size": int(weight) if weight == int(weight) else weight}
             log(name, entry.value(), **options)
 
 
@@ -233,7 +239,7 @@ class ChunkLog:
             entry = self._entries.get(name)
             if entry is None:
                 entry = self._entries[name] = _Entry(options, _reduction_name(options.get("reduce_fx", "mean")))
-            weight = options.get("batch_size") or batch_size
+            weight = _weight(options, batch_size)
             if number is None:
                 value = next(tensors).detach().reshape(self._num_clients)
                 entry.add(value if value.dtype is torch.float64 else value.float(), weight)
@@ -248,6 +254,12 @@ class ChunkLog:
             )
             for name, entry in self._entries.items()
         }
+
+
+def _weight(options: dict[str, Any], batch_size: int) -> float:
+    """Return the weight of a value: the ``batch_size`` that was passed, also 0, else that of the batch."""
+    given = options.get("batch_size")
+    return batch_size if given is None else float(given)
 
 
 def _reduction_name(reduce_fx: Any) -> str:

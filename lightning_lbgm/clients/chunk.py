@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,10 +13,11 @@ from torch.optim import Optimizer
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.clients.batching import SplitBatch
 from lightning_lbgm.clients.capture import ChunkLog
+from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.sequential import copy_hyperparameter
 from lightning_lbgm.clients.step_module import StepModule
 from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult
-from lightning_lbgm.clients.watch import CannotVectorize, no_kept_state, no_metric_updates
+from lightning_lbgm.clients.watch import CannotVectorize, no_metric_updates
 from lightning_lbgm.flat import FlatParameters
 
 __all__ = ["ELEMENTWISE_OPTIMIZERS", "ChunkResult", "ChunkStep", "ChunkTrainer"]
@@ -47,6 +47,7 @@ class ChunkStep:
         loss: Called as ``loss(batch, local step index)`` with one client's batch; returns a loss of one element, or
             None to skip the step.
         optimizer: The client optimizer: its class and its hyperparameters as they are now are used.
+        start: Its starting state.
         transfer: Applied to a stacked batch, where given.
         clip_value: Bound of the gradients of a client, where given.
         clip_algorithm: Whether their joint L2 norm or each value is bounded.
@@ -54,6 +55,7 @@ class ChunkStep:
 
     loss: Callable[[Any, int], Tensor | None]
     optimizer: Optimizer
+    start: OptimizerStart
     transfer: Callable[[Any], Any] | None = None
     clip_value: float | None = None
     clip_algorithm: Literal["norm", "value"] = "norm"
@@ -84,18 +86,21 @@ class ChunkTrainer:
     its own slice alone. That needs no gradient transform inside the vmap, and so less overhead.
 
     Args:
-        module: The module; its own parameters and buffers are read, never written.
+        module: The module; its own parameters and buffers are read, not written, unless the step does so.
         flat: Its trainable parameters.
         buffers: Its buffers.
         update: The vector that a client's update is written to, shape ``(M,)``.
     """
 
     def __init__(self, module: nn.Module, flat: FlatParameters, buffers: Buffers, update: Tensor) -> None:
-        self._module = module
+        self.module = module
         self._flat = flat
         self._buffers = buffers
         self._call = StepModule(module)
-        self._vmapped = torch.func.vmap(self._functional, randomness="different")
+        self._vmapped = {
+            alike: torch.func.vmap(self._functional, randomness="same" if alike else "different")
+            for alike in (False, True)
+        }
         self._names = [_PREFIX + name for name in flat.names]
         self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
         self._update = update
@@ -113,7 +118,8 @@ class ChunkTrainer:
         own_buffers: Sequence[dict[str, Tensor] | None],
         server_params: Tensor,
         argument_names: Sequence[str],
-        watch: bool,
+        check: bool = False,
+        draw_alike: bool = False,
     ) -> ChunkResult:
         """Train a chunk from the global parameters with a fresh optimizer.
 
@@ -123,26 +129,28 @@ class ChunkTrainer:
             own_buffers: For each client the buffers that it has kept for itself, or None.
             server_params: Global parameters, shape ``(M,)``.
             argument_names: The arguments of ``self.log`` after name and value, in order.
-            watch: Whether to look for state that the step keeps in the module's attributes.
+            check: Whether to look for gradients that reach the module's own parameters.
+            draw_alike: Whether all clients see the same random numbers, those that each would see alone.
 
         Raises:
-            CannotVectorize: If the step keeps such state or does what cannot be vmapped. Other errors of the step
-                are raised as they come. In either case the module is as it was.
+            CannotVectorize: If the step does what cannot be vmapped. Other errors of the step are raised as they come.
         """
-        watched = no_kept_state(self._module) if watch else nullcontext()
-        with watched, no_metric_updates(self._module):
+        with no_metric_updates(self.module):
             params = self._load(server_params, len(own_buffers))
-            optimizer = self._make_optimizer(step.optimizer, params)
+            optimizer = self._make_optimizer(step, params)
             result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
             self._call.argument_names = argument_names
             for index, batch in enumerate(batches):
                 tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
                 self._call.begin(step.loss, batch, index)
-                losses, logged, new_buffers = self._vmapped(params, list(result.buffers.values()), tensors)
+                vmapped = self._vmapped[draw_alike]
+                losses, logged, new_buffers = vmapped(params, list(result.buffers.values()), tensors)
+                if len(new_buffers) != len(result.buffers):
+                    raise CannotVectorize("`training_step` registers or removes a buffer")
                 result.log.take(self._call.calls, logged, batch.size)
                 result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
                 if losses:
-                    self._differentiate(losses[0].sum(), params, watch and index == 0)
+                    self._differentiate(losses[0].sum(), params, check and index == 0)
                     if step.clip_value:
                         _clip(params, step.clip_value, step.clip_algorithm)
                     optimizer.step()
@@ -168,9 +176,9 @@ class ChunkTrainer:
         named = {**dict(zip(self._names, params)), **dict(zip(self._buffer_names, buffers))}
         return torch.func.functional_call(self._call, named, (tensors,))
 
-    def _differentiate(self, loss: Tensor, params: list[Tensor], watch: bool) -> None:
+    def _differentiate(self, loss: Tensor, params: list[Tensor], check: bool) -> None:
         """Set the gradients as they come: accumulating them would copy those whose memory layout is another."""
-        own = self._flat.parameters if watch else []
+        own = self._flat.parameters if check else []
         gradients = torch.autograd.grad(loss, [*params, *own], allow_unused=True)
         if any(gradient is not None for gradient in gradients[len(params) :]):
             raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
@@ -194,12 +202,17 @@ class ChunkTrainer:
         return params
 
     def _stack_buffers(self, own: Sequence[dict[str, Tensor] | None]) -> dict[str, Tensor]:
-        starts = [self._buffers.start(buffers) for buffers in own]
+        starts = []
+        for buffers in own:
+            start = self._buffers.start(buffers)
+            if start is None:
+                raise CannotVectorize("clients keep tensors of their own that the global model does not have")
+            starts.append(start)
         return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
 
-    def _make_optimizer(self, like: Optimizer, params: list[Tensor]) -> Optimizer:
+    def _make_optimizer(self, step: ChunkStep, params: list[Tensor]) -> Optimizer:
         """Make a fresh optimizer of the same class and hyperparameters on the stacked parameters."""
-        groups = []
+        groups, like = [], step.optimizer
         for group in like.param_groups:
             # Parameters outside the federation are frozen: they have no gradient, so no step would change them.
             positions = [self._positions[id(p)] for p in group["params"] if id(p) in self._positions]
@@ -209,7 +222,10 @@ class ChunkTrainer:
                 if name not in ("params", "param_names")
             }
             groups.append({**settings, "params": [params[i] for i in positions]})
-        return type(like)(groups)  # type: ignore[call-arg]
+        optimizer = type(like)(groups)  # type: ignore[call-arg]
+        stacked = {id(parameter): params[i] for i, parameter in enumerate(self._flat.parameters)}
+        step.start.stack(optimizer, lambda parameter: stacked.get(id(parameter)), len(params[0]))
+        return optimizer
 
 
 @torch.no_grad()

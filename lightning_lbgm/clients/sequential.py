@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.clients.capture import LogCapture
+from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult, RoundStart
 from lightning_lbgm.data import LocalBatch, Round
 from lightning_lbgm.flat import FlatParameters
@@ -25,16 +26,20 @@ class LocalTrainer:
     """Run the local steps of one round's clients, each client with a fresh optimizer.
 
     Args:
-        optimizer: The client optimizer. Its state is cleared before each client, and its hyperparameters are set to
-            what they are now, at the start of the round, so that nothing leaks from one client to the next while
-            learning rate schedules over rounds stay in force.
+        optimizer: The client optimizer. Before each client it gets its starting state again, and its hyperparameters
+            are set to what they are now, at the start of the round, so that nothing leaks from one client to the next
+            while learning rate schedules over rounds stay in force.
         step: Makes one local step.
         capture: Told the size of each batch.
+        start: The optimizer's starting state. None: it is as good as new now.
     """
 
-    def __init__(self, optimizer: Optimizer, step: LocalStep, capture: LogCapture) -> None:
+    def __init__(
+        self, optimizer: Optimizer, step: LocalStep, capture: LogCapture, start: OptimizerStart | None = None
+    ) -> None:
         self.optimizer = optimizer
         self.capture = capture
+        self.start = start or OptimizerStart(optimizer)
         self._step = step
         self._hyperparameters = [
             {name: copy_hyperparameter(value) for name, value in group.items() if name != "params"}
@@ -43,7 +48,7 @@ class LocalTrainer:
 
     def reset_optimizer(self) -> None:
         """Make the optimizer fresh."""
-        self.optimizer.state.clear()
+        self.start.restore(self.optimizer)
         for group, hyperparameters in zip(self.optimizer.param_groups, self._hyperparameters):
             group.update({name: copy_hyperparameter(value) for name, value in hyperparameters.items()})
 
@@ -70,7 +75,7 @@ class SequentialTrainer:
     def __init__(self, trainer: LocalTrainer, flat: FlatParameters, buffers: Buffers, update: Tensor) -> None:
         self.capture = trainer.capture
         self._trainer = trainer
-        self._flat = flat
+        self.flat = flat
         self._buffers = buffers
         self._update = update
 
@@ -83,15 +88,39 @@ class SequentialTrainer:
             self.finish()
 
     def train_client(
-        self, round_index: int, client_id: int, batches: Iterable[LocalBatch], start: RoundStart
+        self,
+        round_index: int,
+        client_id: int,
+        batches: Iterable[LocalBatch],
+        start: RoundStart,
+        seed: int | None = None,
     ) -> ClientUpdate:
-        """Train one client."""
-        self._flat.write(start.server_params)
-        self._buffers.load(start.own_buffers(client_id))
-        seed_global_rng(derive_seed(start.seed, "client", round_index, client_id), self._flat.device)
+        """Train one client.
+
+        Args:
+            round_index: The round.
+            client_id: The client.
+            batches: Its local batches.
+            start: What it starts from.
+            seed: Seed of what its steps draw. None: a function of the run's seed, the round and the client.
+        """
+        own = start.own_buffers(client_id)
+        self.flat.write(start.server_params)
+        self._buffers.load(own)
+        seed = derive_seed(start.seed, "client", round_index, client_id) if seed is None else seed
+        seed_global_rng(seed, self.flat.device)
         local = self._trainer.train(batches)
-        update = self._flat.update_from(start.server_params, self._update)
-        return ClientUpdate(client_id, local, update, self._buffers.changed())
+        update = self.flat.update_from(start.server_params, self._update)
+        return ClientUpdate(client_id, local, update, self._buffers.changed(own=own))
+
+    def load(self, start: RoundStart) -> None:
+        """Put what the round starts from into the module."""
+        self.flat.write(start.server_params)
+        self._buffers.load()
+
+    def changed_in_module(self, frozen_only: bool = False) -> str | None:
+        """Return the name of a buffer or frozen parameter of the module that is not the round's start's, or None."""
+        return self._buffers.differs(frozen_only)
 
     def finish(self) -> None:
         """Leave a fresh optimizer behind."""

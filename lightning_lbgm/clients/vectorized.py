@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_lbgm.clients.batching import shapes_of, stack
 from lightning_lbgm.clients.chunk import ChunkResult, ChunkStep, ChunkTrainer
+from lightning_lbgm.clients.proof import Proof
+from lightning_lbgm.clients.reach import ReachedState
+from lightning_lbgm.clients.remembered import CannotRestore
 from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.trainer import ClientUpdate, RoundStart
-from lightning_lbgm.clients.watch import CannotVectorize
+from lightning_lbgm.clients.watch import CannotVectorize, GlobalGenerators, none_escapes, refuse_kept_state
 from lightning_lbgm.data import LocalBatch, Round
 from lightning_lbgm.rng import derive_seed, seed_global_rng
 
-__all__ = ["VectorizedTrainer"]
+__all__ = ["VectorizedTrainer", "Wary"]
 
 _Client = tuple[int, list[LocalBatch]]
+
+
+@dataclass(frozen=True)
+class Wary:
+    """What is looked at while clients are trained at once.
+
+    Attributes:
+        compare: How many clients of the round's first chunk are trained alone too, and compared.
+        may_draw: Whether the step may draw random numbers from torch's generators.
+        on_proved: Called once a comparison has found no difference.
+        on_error: Called with the error of a chunk that could not be trained at once. If it returns, that chunk and the
+            rest of the round are trained one client after the other; it may raise.
+    """
+
+    compare: int
+    may_draw: bool
+    on_proved: Callable[[], None]
+    on_error: Callable[[Exception], None]
 
 
 class VectorizedTrainer:
@@ -32,25 +54,19 @@ class VectorizedTrainer:
         chunks: Trains a chunk.
         step: The local step of this round.
         chunk_size: The most clients in a chunk.
-        give_up: Called with the error of a chunk that could not be trained at once. Where it returns, that chunk and
-            the rest of the round are trained one client after the other; it may raise.
+        wary: What is looked at.
     """
 
     def __init__(
-        self,
-        sequential: SequentialTrainer,
-        chunks: ChunkTrainer,
-        step: ChunkStep,
-        chunk_size: int,
-        give_up: Callable[[Exception], None],
+        self, sequential: SequentialTrainer, chunks: ChunkTrainer, step: ChunkStep, chunk_size: int, wary: Wary
     ) -> None:
         self.capture = sequential.capture
         self._sequential = sequential
         self._chunks = chunks
         self._step = step
         self._chunk_size = chunk_size
-        self._give_up = give_up
-        self._watched = False  # whether a chunk of this round has been watched for state in attributes
+        self._wary = wary
+        self._watched = False  # whether a chunk of this round has been watched for state that a step keeps
         self._gave_up = False
 
     def run(self, round_: Round, start: RoundStart) -> Iterator[ClientUpdate]:
@@ -87,20 +103,63 @@ class VectorizedTrainer:
             yield self._chunks.update_of(result, position, client_id, start.server_params)
 
     def _train_at_once(self, round_index: int, chunk: list[_Client], start: RoundStart) -> ChunkResult | None:
-        """Return the chunk's result, or None where the chunk cannot be trained at once."""
-        ids = [client_id for client_id, _ in chunk]
-        own: list[dict[str, Tensor] | None] = [start.own_buffers(client_id) for client_id in ids]
-        device = start.server_params.device
-        seed_global_rng(derive_seed(start.seed, "chunk", round_index, *ids), device)
+        """Return the chunk's result, or None if the chunk cannot be trained at once."""
+        watch, self._watched = not self._watched, True
         try:
-            batches = (stack(step) for step in zip(*[drawn for _, drawn in chunk]))
-            names, watch = self.capture.argument_names, not self._watched
-            result = self._chunks.train(self._step, batches, own, start.server_params, names, watch)
+            if not watch:
+                return self._attempt(round_index, chunk, start)
+            return self._watched_attempt(round_index, chunk, start)
+        except CannotRestore:
+            raise
         except Exception as error:  # an error that is the step's own comes again where the step is run for one client
             self._fall_back(error)
             return None
-        self._watched = True
+
+    def _watched_attempt(self, round_index: int, chunk: list[_Client], start: RoundStart) -> ChunkResult:
+        module, compare = self._chunks.module, self._wary.compare
+        self._sequential.load(start)  # frozen parameters and buffers too are those of the round's start
+        reached = ReachedState(module)
+        if reached.obstacle is not None:
+            raise CannotVectorize(reached.obstacle)
+        with none_escapes():
+            try:
+                result = self._attempt(round_index, chunk, start, check=True)
+            except BaseException:
+                reached.restore()
+                raise
+            refuse_kept_state(reached.restore())
+            refuse_kept_state(self._sequential.changed_in_module())
+        if compare:
+            proof = Proof(self._sequential, self._chunks, start, round_index, reached)
+            if self._drew:
+                seed = derive_seed(start.seed, "proof", round_index)
+                seed_global_rng(seed, start.server_params.device)
+                alike = self._run_chunk(chunk, start, check=False, draw_alike=True)
+                proof.compare(alike, chunk, compare, seed)
+                result = self._attempt(round_index, chunk, start)
+            else:
+                proof.compare(result, chunk, compare)
+            self._wary.on_proved()
         return result
+
+    def _attempt(self, round_index: int, chunk: list[_Client], start: RoundStart, check: bool = False) -> ChunkResult:
+        device = start.server_params.device
+        seed_global_rng(derive_seed(start.seed, "chunk", round_index, *[client_id for client_id, _ in chunk]), device)
+        generators = GlobalGenerators(device)
+        result = self._run_chunk(chunk, start, check)
+        moved = generators.others_moved
+        if moved is not None:
+            raise CannotVectorize(f"`training_step` draws from {moved} generator, once for all clients of a chunk")
+        self._drew = generators.torch_moved
+        if self._drew and not self._wary.may_draw:
+            raise CannotVectorize("`training_step` draws random numbers, which would depend on the clients of a chunk")
+        return result
+
+    def _run_chunk(self, chunk: list[_Client], start: RoundStart, check: bool, draw_alike: bool = False) -> ChunkResult:
+        own: list[dict[str, Tensor] | None] = [start.own_buffers(client_id) for client_id, _ in chunk]
+        batches = (stack(step) for step in zip(*[drawn for _, drawn in chunk]))
+        names = self.capture.argument_names
+        return self._chunks.train(self._step, batches, own, start.server_params, names, check, draw_alike)
 
     def _shapes_of(self, batches: list[LocalBatch]) -> tuple[object, ...] | None:
         try:
@@ -110,5 +169,5 @@ class VectorizedTrainer:
             return None
 
     def _fall_back(self, error: Exception) -> None:
-        self._give_up(error)
+        self._wary.on_error(error)
         self._gave_up = True

@@ -1,77 +1,103 @@
-"""What a training step may not do while several clients share one call of it."""
+"""Guards of vectorised training: what a step may not do while several clients share one call of it."""
 
 from __future__ import annotations
 
-from collections import deque
+import gc
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 from torchmetrics import Metric
 
-__all__ = ["CannotVectorize", "StateWatch", "no_kept_state", "no_metric_updates"]
-
-_CONTAINERS = (list, dict, set, deque)
-# Kept by torch: `functional_call` swaps the first two and puts them back.
-_NOT_WATCHED = {"_parameters", "_buffers", "_modules"}
+__all__ = [
+    "CannotVectorize",
+    "GlobalGenerators",
+    "has_backward_hooks",
+    "no_metric_updates",
+    "none_escapes",
+    "refuse_kept_state",
+]
 
 
 class CannotVectorize(Exception):
     """Clients cannot be trained at once; the message says why."""
 
 
-class StateWatch:
-    """Remember a module's attributes, and put back those that a step has changed.
-
-    Attributes that are replaced are seen, and containers that are changed; deeper changes are not.
+class GlobalGenerators:
+    """The states of Python's, NumPy's and torch's global generators as they were when this was made.
 
     Args:
-        module: The module; its submodules are watched too.
+        device: The device whose generator is meant besides the CPU's.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._seen: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = []
-        for name, part in module.named_modules():
-            attributes = {key: value for key, value in part.__dict__.items() if key not in _NOT_WATCHED}
-            copies = {key: value.copy() for key, value in attributes.items() if type(value) in _CONTAINERS}
-            self._seen.append((name, part.__dict__, attributes, copies))
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._torch = self._torch_states()
 
-    def restore(self) -> str | None:
-        """Put back what has changed; return the name of the first such attribute, or None."""
-        first: str | None = None
-        for name, now, before, copies in self._seen:
-            changed = [key for key in now if key not in _NOT_WATCHED and now[key] is not before.get(key, _NOTHING)]
-            changed += [key for key in before if key not in now]
-            for key in changed:
-                if key in before:
-                    now[key] = before[key]
-                else:
-                    del now[key]
-            for key, copy in copies.items():
-                if not _same_items(before[key], copy):
-                    _refill(before[key], copy)
-                    changed.append(key)
-            if changed and first is None:
-                first = f"{name}.{changed[0]}" if name else changed[0]
-        return first
+    def _torch_states(self) -> list[Tensor]:
+        states = [torch.default_generator.get_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    @property
+    def torch_moved(self) -> bool:
+        """Whether one of torch's generators was drawn from."""
+        return not all(map(torch.equal, self._torch, self._torch_states()))
+
+    @property
+    def others_moved(self) -> str | None:
+        """The name of the other generator that was drawn from, or None."""
+        if random.getstate() != self._python:
+            return "Python's"
+        now, before = np.random.get_state(), self._numpy
+        same = all(np.array_equal(one, two) for one, two in zip(now, before))
+        return None if same else "NumPy's"
+
+
+def refuse_kept_state(path: str | None) -> None:
+    """Raise if there is a path, that of something that a step has changed and that lasts.
+
+    Raises:
+        CannotVectorize: Then.
+    """
+    if path is not None:
+        raise CannotVectorize(f"`training_step` keeps state in {path!r}, which clients would share")
 
 
 @contextmanager
-def no_kept_state(module: nn.Module) -> Iterator[None]:
-    """Put the module's attributes back after a step, and raise where it had changed them.
+def none_escapes() -> Iterator[None]:
+    """Raise if a tensor that holds several clients' values under ``vmap`` outlives what is done inside.
 
     Raises:
-        CannotVectorize: At the end, if state was kept in an attribute. After another error it is put back silently.
+        CannotVectorize: At the end, wherever such a tensor is kept. Not after another error.
     """
-    watch = StateWatch(module)
+    gc.freeze()  # so that only objects that are made inside have to be looked through
     try:
         yield
-    except BaseException:
-        watch.restore()
-        raise
-    if (kept := watch.restore()) is not None:
-        raise CannotVectorize(f"`training_step` keeps state in the attribute {kept!r}, which clients would share")
+        is_batched = torch._C._functorch.is_batchedtensor
+        if any(type(value) is Tensor and is_batched(value) for value in gc.get_objects()):
+            raise CannotVectorize("`training_step` keeps a tensor that holds several clients' values")
+    finally:
+        gc.unfreeze()
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Whether a hook wants to see a gradient: of clients that are trained at once there is none at that place."""
+    globals_: Any = nn.modules.module
+    if globals_._global_backward_hooks or globals_._global_backward_pre_hooks:
+        return True
+    if any(part._backward_hooks or part._backward_pre_hooks for part in module.modules()):
+        return True
+    return any(
+        getattr(p, "_backward_hooks", None) or getattr(p, "_post_accumulate_grad_hooks", None)
+        for p in module.parameters()
+    )
 
 
 @contextmanager
@@ -98,26 +124,8 @@ def no_metric_updates(module: nn.Module) -> Iterator[None]:
             part.__dict__.update(attributes)
 
 
-_NOTHING = object()
-
-
 def _refusal(name: str) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise CannotVectorize(f"`training_step` updates the torchmetrics.Metric {name!r}")
 
     return refuse
-
-
-def _same_items(container: Any, copy: Any) -> bool:
-    if len(container) != len(copy):
-        return False
-    if isinstance(container, dict):
-        return all(key in copy and value is copy[key] for key, value in container.items())
-    if isinstance(container, set):
-        return container == copy
-    return all(item is old for item, old in zip(container, copy))
-
-
-def _refill(container: Any, copy: Any) -> None:
-    container.clear()
-    container.update(copy) if isinstance(container, (dict, set)) else container.extend(copy)

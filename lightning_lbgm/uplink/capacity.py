@@ -47,6 +47,11 @@ class LeastRecentlyUsed:
         """Tell whether a client of the cohort is to be forgotten right after its turn."""
         return client_id in self._passing
 
+    def undo(self, order: list[int]) -> None:
+        """Take a round back, at whose start ``order`` was this."""
+        self.order = self._next = order
+        self._passing = set()
+
     def finish(self) -> None:
         """End the round; until then ``order`` is that of its start."""
         self.order, self._passing = self._next, set()

@@ -84,7 +84,8 @@ class DIANA(Stage):
             state["mean"] = correction.dense().clone()
             state["rate"] = 1.0
         else:
-            correction.add_to(state["mean"], self.rate)
+            mean = state["mean"] = state["mean"].clone()  # a round that breaks off puts the old one in its place
+            correction.add_to(mean, self.rate)
             state["rate"] = self.rate
 
     @staticmethod

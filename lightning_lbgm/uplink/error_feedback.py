@@ -48,10 +48,8 @@ class ErrorFeedback(Stage):
         residual = state["residual"]
         values = update.dense() if residual is None else update.dense() + residual
         encoded = self.stage.encode(Dense(values, update.layout), state["stage"], context)
-        if residual is None:
-            residual = state["residual"] = values.clone()
-        else:
-            residual.copy_(values)
+        # A new tensor: a round that breaks off is taken back by putting the old one in its place.
+        residual = state["residual"] = values.clone()
         self.stage.reconstruct(encoded.payload, state["stage"], context).add_to(residual, -1.0)
         return encoded
 

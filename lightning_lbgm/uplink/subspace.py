@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout
-from lightning_lbgm.uplink.payload import Dense, Payload
+from lightning_lbgm.uplink.payload import Payload
 
 __all__ = ["ROUNDINGS", "Basis", "Span", "lbp_error", "new_basis", "payloads", "project"]
 
@@ -137,37 +137,8 @@ class Span:
 
     @staticmethod
     def _keep(basis: Basis, update: Payload, rank: int) -> None:
+        # Tensors of its own, never written to again: a round that breaks off puts the old list in its place.
         states = basis["payloads"]
-        spare = states.pop(0) if len(states) == rank else None
-        states.append(_copy(update, spare))
-
-
-def _copy(update: Payload, spare: dict[str, Any] | None) -> dict[str, Any]:
-    """Copy an update, into the storage of one that is not needed any more where that fits."""
-    if spare is not None and isinstance(update, Dense) and spare["kind"] == "Dense":  # the usual case, at every round
-        values: Tensor = spare["values"]
-        if values.shape == update.values.shape and values.dtype == update.dtype:
-            values.copy_(update.values)
-            return spare
-    if spare is not None:
-        old = Payload.from_state(spare, update.layout)
-        kept, new = old.tensors(), update.tensors()
-        shapes = [(tensor.shape, tensor.dtype) for tensor in kept]
-        if shapes == [(tensor.shape, tensor.dtype) for tensor in new] and _settings(old) == _settings(update):
-            for one, two in zip(kept, new):
-                one.copy_(two)
-            return spare
-    return update.clone().to_state()
-
-
-def _settings(payload: Payload) -> list[Any]:
-    """Return what a payload has besides tensors, in order."""
-    found: list[Any] = [type(payload).__name__]
-    for name in payload.fields:
-        value = getattr(payload, name)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, Payload):
-                found += _settings(item)
-            elif not isinstance(item, Tensor):
-                found.append(item)
-    return found
+        if len(states) == rank:
+            del states[0]
+        states.append(update.clone().to_state())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,6 +71,11 @@ class Buffers:
         self._sums: dict[str, _Sum] = {}
         self._unfit: dict[str, str] = {}  # what cannot be averaged, and why
         self._noted: set[str] = set()
+
+    @property
+    def _device(self) -> torch.device:
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @property
     def downlink_bits(self) -> int:
@@ -191,7 +197,6 @@ class Buffers:
             self._unfit = {**part["unfit"], **self._unfit}
             for name, (shape, dtype, _) in part["sums"].items():
                 kinds.setdefault(name, set()).add((shape, dtype))
-        device = next(self.module.parameters()).device
         for name in sorted(kinds):
             if len(kinds[name]) > 1:
                 self._unfit[name] = "of different shapes at different clients"
@@ -199,7 +204,7 @@ class Buffers:
             ((shape, dtype),) = kinds[name]
             own = self._sums.get(name)
             wide = torch.promote_types(dtype, torch.float32)
-            values = torch.zeros(shape, dtype=wide, device=device) if own is None else own.values
+            values = torch.zeros(shape, dtype=wide, device=self._device) if own is None else own.values
             weight = sum(part["sums"][name][2] for part in parts if name in part["sums"])
             together[name] = _Sum(values, dtype, weight)
         self._sums = together
@@ -256,5 +261,5 @@ class Buffers:
         """Restore ``state_dict`` in the module."""
         self._moving = set(state["moving"])
         for name, value in state["values"].items():
-            self._state.register(name, value.to(next(self.module.parameters()).device))
+            self._state.register(name, value.to(self._device))
         self.load()

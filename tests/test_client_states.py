@@ -6,6 +6,7 @@ import gc
 import shutil
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import Recorder, fit_tiny
@@ -201,11 +202,27 @@ def test_a_weights_only_checkpoint_has_no_folder(tmp_path):
     assert not (tmp_path / "weights.ckpt.clients").exists()
 
 
-def test_an_aborted_round_leaves_no_file_of_its_clients(tmp_path):
-    trainer, _ = run(tmp_path, [LookBack(0.3, store=str(tmp_path / "store"))])
-    federation = trainer.strategy._federation
-    before = set(federation.clients)
-    federation.touched = sorted(before)[:2]
-    federation.abort_round()
-    assert set(federation.clients) == before - set(sorted(before)[:2])
-    assert len(names(federation.clients)) == len(before) - 2
+@pytest.mark.parametrize("num_rounds", [0, 2])
+def test_a_round_that_breaks_off_leaves_the_files_of_the_round_before(tmp_path, num_rounds):
+    class Failing(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.strategy.last_report.round_index == num_rounds:
+                raise RuntimeError("boom")
+
+    def clients(strategy):
+        return {k: repr(state) for k, state in sorted(strategy._federation.clients.items())}
+
+    def make(name):
+        uplink = [ErrorFeedback(LookBack(0.3, rank=2, store=str(tmp_path / name)))]
+        return LBGMFederated(num_clients=3, uplink=uplink, seed=0)
+
+    broken, expected = make("a"), make("b")
+    with pytest.raises(RuntimeError, match="boom"):
+        fit_tiny(tmp_path, broken, callbacks=[Failing()], max_epochs=4)
+    if num_rounds:
+        fit_tiny(tmp_path, expected, max_epochs=num_rounds)
+        assert clients(broken) == clients(expected)
+        assert len(names(broken._federation.clients)) == len(names(expected._federation.clients))
+    else:
+        assert clients(broken) == {}
+        assert names(broken._federation.clients) == set()

@@ -31,15 +31,26 @@ from lightning_lbgm import (
 
 
 class NoisyModule(TinyModule):
-    """BatchNorm, dropout, momentum, and all kinds of logged values."""
+    """BatchNorm, dropout, momentum, all kinds of logged values, and state of all kinds that a step may change."""
 
     def __init__(self) -> None:
         net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3))
         super().__init__(lr=0.1, net=net, momentum=0.9)
         self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=3)
+        self.encoder = nn.Linear(6, 2).requires_grad_(False)  # like a momentum encoder
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("lowest", torch.full((6,), float("inf")))
+        self.register_buffer("hidden", torch.zeros(6), persistent=False)
+        self.register_buffer("made", None, persistent=False)
 
     def training_step(self, batch, batch_idx):
         x, y = batch
+        mean = x.mean(0)
+        self.encoder.weight.data = 0.9 * self.encoder.weight.data + 0.1 * mean
+        self.steps += 1
+        self.lowest = torch.minimum(self.lowest, x.amin(0))
+        self.hidden.add_(mean)
+        self.made = mean if self.made is None else 0.5 * (self.made + mean)
         self.accuracy(self(x), y)
         self.log("train/acc", self.accuracy, on_step=False, on_epoch=True)
         self.log("train/examples", float(len(y)), reduce_fx="sum", on_step=True)
@@ -77,6 +88,7 @@ def summary(trainer: pl.Trainer, module: pl.LightningModule, recorder: Recorder)
     return {
         "params": flat_params(module),
         "buffers": dict(module.named_buffers()),
+        "frozen": {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad},
         "cohorts": [[c.client_id for c in r.clients] for r in recorder.reports],
         "outcomes": [[c.outcome for c in r.clients] for r in recorder.reports],
         "errors": torch.tensor([[c.lbp_error for c in r.clients] for r in recorder.reports]),

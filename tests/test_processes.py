@@ -150,6 +150,7 @@ def test_two_processes_equal_one(runs, name, rank):
     torch.testing.assert_close(two["params"], one["params"], rtol=0, atol=1e-5)
     torch.testing.assert_close(two["errors"], one["errors"], rtol=0, atol=1e-4, equal_nan=True)
     torch.testing.assert_close(two["buffers"], one["buffers"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(two["frozen"], one["frozen"], rtol=0, atol=1e-5)
     for round_two, round_one in zip(two["round_metrics"], one["round_metrics"]):
         assert round_two.keys() == round_one.keys()
         shared = [k for k in round_one if not k.startswith("val/") or name == "noisy"]
@@ -174,6 +175,11 @@ def test_the_parameters_are_the_same_to_the_bit_on_both_ranks(runs):
     _, (first, second) = runs
     for name in FITS:
         assert torch.equal(first[name]["params"], second[name]["params"])
+        for kind in ("buffers", "frozen"):
+            assert first[name][kind].keys() == second[name][kind].keys()
+            assert all(torch.equal(tensor, second[name][kind][key]) for key, tensor in first[name][kind].items())
+    assert {"lowest", "hidden", "made"} <= first["noisy"]["buffers"].keys()
+    assert first["noisy"]["buffers"]["steps"] == 0  # no average of integers
 
 
 @pytest.mark.slow
@@ -182,7 +188,8 @@ def test_a_checkpoint_of_one_process_continues_in_two_and_the_other_way_round(ru
     for results in (single, *pair):
         assert len(results["resumed"]["cohorts"]) == 4
         assert results["resumed"]["cohorts"] == results["noisy"]["cohorts"][4:]
-        torch.testing.assert_close(results["resumed"]["params"], single["noisy"]["params"], rtol=0, atol=1e-5)
+        for kind in ("params", "buffers", "frozen"):
+            torch.testing.assert_close(results["resumed"][kind], single["noisy"][kind], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -80,15 +80,18 @@ class LBGMFederated(ProcessesStrategy):
         server_optimizer: Called with the global parameters, returns a ``torch.optim.Optimizer`` that is stepped with
             the mean update as the gradient. None: ``SGD(lr=1.0)``, which is FedAvg.
         weighting: Client weights omega_k: ``"examples"``, n_k over the cohort's sum; or ``"uniform"``.
-        buffers: What becomes of float buffers such as BatchNorm's: ``"average"`` (sent and averaged), ``"server"``
-            (the server's stay as they are) or ``"client"`` (each client keeps its own; the global model's stay as they
-            are, so do not judge a BatchNorm model by its validation then).
+        buffers: What becomes of all that training changes besides the trainable parameters: BatchNorm's statistics,
+            other buffers, frozen parameters that the step moves (a momentum encoder). ``"average"``: float ones are
+            sent and averaged, others stay the server's; ``"server"``: the server's stay as they are; ``"client"``:
+            each client keeps its own, of every kind, and the global model's stay as they are, so do not judge a
+            BatchNorm model by its validation then.
         rounds_per_epoch: Rounds in a Lightning epoch.
         seed: Seed of partition, cohorts, batch order and the clients' randomness. None: that of ``seed_everything``,
             else torch's.
         execution: How clients are simulated: ``"sequential"``, one after the other; ``"vectorized"``, in chunks that
-            take their local steps at once, which must be possible; ``"auto"``, vectorised where that is possible and
-            likely to be faster: small modules without convolutions or dropout on a CPU, all on a GPU.
+            take their local steps at once, which must be possible; ``"auto"``, vectorised if that is likely to be
+            faster (small modules without convolutions or dropout on a CPU, all on a GPU) and was seen to come to the
+            same: some clients are trained alone too and compared.
         vectorized_chunk: Most clients in a chunk. None: 20 on a CPU, as many as 4 GiB of parameters allow on a GPU.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import io
+import itertools
 import random
 import sys
 import types
@@ -110,12 +111,12 @@ class ReachedState:
             return self._array(path, value)
         if isinstance(value, (list, deque)):
             self._add(path, value, list(value))
-            return [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+            return _items(path, enumerate(value))
         if isinstance(value, (tuple, frozenset)):
-            return [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+            return _items(path, enumerate(value))
         if isinstance(value, dict):
             self._add(path, value, dict(value))
-            return [(f"{path}[{key!r}]", item) for key, item in value.items()] + list(self._attributes(path, value))
+            return itertools.chain(_items(path, value.items()), self._attributes(path, value))
         if isinstance(value, set):
             self._add(path, value, set(value))
             return []
@@ -216,6 +217,11 @@ class ReachedState:
             self._add(path, value, saved, "slots")
             for name, item in saved.items():
                 yield prefix + name, item
+
+
+def _items(path: str, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield what may change among a container's items, with its path."""
+    return ((f"{path}[{key!r}]", item) for key, item in items if not isinstance(item, ATOMS))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

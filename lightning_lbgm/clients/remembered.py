@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import operator
 import random
 import types
 from dataclasses import dataclass
@@ -154,11 +155,16 @@ def _restore_class(cls: type, saved: dict[str, Any]) -> str | None:
 def _restore_container(container: Any, saved: Any) -> bool:
     if len(container) == len(saved):
         if isinstance(container, dict):
-            same = all(key in saved and _same(value, saved[key]) for key, value in container.items())
+            # Most often nothing has changed, and this is fast for a large one.
+            same = all(map(operator.is_, container, saved)) and all(
+                map(operator.is_, container.values(), saved.values())
+            )
+            same = same or all(key in saved and _same(value, saved[key]) for key, value in container.items())
         elif isinstance(container, set):
             same = container == saved
         else:
-            same = all(_same(item, old) for item, old in zip(container, saved))
+            same = all(map(operator.is_, container, saved))
+            same = same or all(_same(item, old) for item, old in zip(container, saved))
         if same:
             return False
     container.clear()

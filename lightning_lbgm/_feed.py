@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_lbgm._checks import check_client_loaders, check_loader, needs_client_loaders
-from lightning_lbgm._lightning import batch_size_of
 from lightning_lbgm.data import (
     ClientFeed,
     Feed,
@@ -58,7 +57,7 @@ class FeedSettings:
             return self._deal(loaders[0], given, seed, world_size), loaders[0]
         check_client_loaders(len(loaders), self.num_clients, self.partitioner, in_use, given.mode)
         steps = self.local_epochs, self.local_steps
-        return LoaderFeed(loaders, given.names, *steps, seed, batch_size_of, world_size), None
+        return LoaderFeed(loaders, given.names, *steps, seed, world_size), None
 
     def _deal(self, loader: object, given: TrainLoaders, seed: int, world_size: int) -> Feed:
         assert self.num_clients is not None

@@ -29,7 +29,7 @@ from lightning.pytorch.trainer.connectors.data_connector import _get_distributed
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.data import _extract_batch_size, _update_dataloader
+from lightning.pytorch.utilities.data import _update_dataloader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -42,7 +42,6 @@ from lightning_lbgm.data import Round, TrainLoaders
 __all__ = [
     "LOG_ARGUMENTS",
     "ClientProgress",
-    "batch_size_of",
     "batch_transfer",
     "captured_log",
     "collect_train_loaders",
@@ -92,12 +91,6 @@ def collect_train_loaders(trainer: pl.Trainer) -> Callable[[], None]:
 
     source.__dict__["dataloader"] = dataloader
     return lambda: source.__dict__.pop("dataloader", None)
-
-
-def batch_size_of(batch: Any) -> int:
-    """Return what ``self.log`` takes for the batch's size: the length of the first tensor in it; 1 if it has none."""
-    sizes = (size for size in _extract_batch_size(batch) if size is not None)
-    return max(1, next(sizes, 1))
 
 
 def extend_learning_rate_trial(trainer: pl.Trainer) -> Callable[[], None] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import multiprocessing
 import random
 
@@ -12,10 +13,12 @@ import pytest
 import torch
 from conftest import Recorder, TinyModule, build_trainer, flat_params, make_data
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from lightning_lbgm import IIDPartitioner, LBGMFederated, NaturalPartitioner
+from lightning_lbgm.data.client_loaders import batch_size_of
 
 # One loader
 
@@ -535,3 +538,31 @@ def test_a_batch_without_tensors_counts_as_one_example(tmp_path):
     loaders = [Batches([{"name": "ann"}] * 3), Batches([{"name": "bob"}] * 2)]
     _, _, reports = fit_clients(tmp_path, loaders, OfNames(), epochs=1, execution="sequential")
     assert [c.num_examples for c in reports[0].clients] == [3, 2]
+
+
+@dataclasses.dataclass
+class Pair:
+    name: str
+    x: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(4, 2),
+        torch.tensor(3.0),
+        {"name": ["ann", "bob"], "x": torch.zeros(3, 2), "y": torch.zeros(5)},
+        [("a", 1), [torch.zeros(2)]],
+        Pair("ann", torch.zeros(6)),
+        ({"x": None}, torch.zeros(7)),
+        {"x": torch.tensor(1), "y": torch.zeros(5)},
+    ],
+)
+def test_a_batch_is_as_large_as_lightning_takes_it_for(batch):
+    assert batch_size_of(batch) == extract_batch_size(batch)
+
+
+def test_looking_for_a_batchs_size_reads_no_iterator():
+    batch = {"lines": iter([torch.zeros(3)]), "x": np.zeros((9, 2))}
+    assert batch_size_of(batch) == 1
+    assert len(list(batch["lines"])) == 1

@@ -43,12 +43,12 @@ def expected(root, epochs=3, lr=None):
 
 
 def test_the_learning_rate_finder_tries_one_learning_rate_a_round(tmp_path):
-    settings = {"min_lr": 1e-3, "max_lr": 10.0, "num_training": 12, "update_attr": False}
+    settings = {"min_lr": 1e-3, "max_lr": 10.0, "num_training": 20, "update_attr": False}
     plain = Tuner(build_plain(tmp_path)).lr_find(WithLoaders(), **settings)
     module, trainer = WithLoaders(), trainer_for(tmp_path)
     finder = Tuner(trainer).lr_find(module, **settings)
-    assert finder.results["lr"] == plain.results["lr"]  # 12, although three epochs are three rounds
-    assert len(finder.results["loss"]) == 12
+    assert finder.results["lr"] == plain.results["lr"]  # 20, although three epochs are three rounds
+    assert len(finder.results["loss"]) == 20
     assert finder.suggestion() is not None
     assert trainer.max_epochs == 3
     # As if nothing had happened.

@@ -6,9 +6,11 @@ import hashlib
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset
 
@@ -16,7 +18,7 @@ from lightning_lbgm.data.feed import LocalBatch
 from lightning_lbgm.data.seeding import seed_own_generators, set_epoch
 from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 
-__all__ = ["LoaderFeed"]
+__all__ = ["LoaderFeed", "batch_size_of"]
 
 _LONG_PASS = 10_000  # batches, when counting
 
@@ -30,8 +32,9 @@ class LoaderFeed:
     global generators are given back as they were. Worker processes end with their client's pass.
 
     n_k is the number of examples in a pass: the length of the sampler or dataset. If a loader does not know it, the
-    loader is gone through once, without training, before the first round. ``local_steps`` bounds that pass, so all
-    clients are then counted in this way: n_k is what each goes through in its first ``local_steps`` batches.
+    loader is gone through once, without training, before the first round; a batch has as many examples as ``self.log``
+    takes for its size. ``local_steps`` bounds that pass, so all clients are then counted in this way: n_k is what each
+    goes through in its first ``local_steps`` batches.
 
     Attributes:
         client_names: The clients' names.
@@ -43,7 +46,6 @@ class LoaderFeed:
         local_epochs: Passes of a client in a round.
         local_steps: Batches of a client in a round, instead; its loader is started again as often as needed.
         seed: The run's seed.
-        size_of: Returns the number of examples in a batch.
         world_size: Number of processes.
 
     Raises:
@@ -58,7 +60,6 @@ class LoaderFeed:
         local_epochs: int | None,
         local_steps: int | None,
         seed: int,
-        size_of: Callable[[Any], int],
         world_size: int = 1,
     ) -> None:
         self.loaders = list(loaders)
@@ -68,7 +69,6 @@ class LoaderFeed:
         self._names = tuple(names)
         self._local_steps = local_steps
         self._local_epochs = local_epochs or 1
-        self._size_of = size_of
         for loader, name in zip(self.loaders, self._names):
             _check(loader, name, world_size)
         self._examples = [_known_examples(loader) for loader in self.loaders]
@@ -76,7 +76,7 @@ class LoaderFeed:
         for name, count in itertools.chain(zip(self._names, self._examples), zip(self._names, self._batches)):
             if count == 0:
                 raise ValueError(_empty(name, "at the start of the fit"))
-        self._lengths = list(zip(self._examples, self._batches))
+        self._fingerprint = hashlib.blake2b(repr(list(zip(names, self._examples))).encode(), digest_size=16).hexdigest()
         self._is_prepared = False
 
     @property
@@ -107,7 +107,7 @@ class LoaderFeed:
         """Return the examples and batches of the client's first pass, up to ``local_steps`` batches."""
         examples = batches = 0
         for data in itertools.islice(self._pass(0, client_id, 0), self._local_steps):
-            examples += self._size_of(data)
+            examples += batch_size_of(data)
             batches += 1
             if batches == _LONG_PASS:
                 warnings.warn(
@@ -139,9 +139,8 @@ class LoaderFeed:
         return max(1, steps * self.num_examples(client_id) // (batches or 1))
 
     def fingerprint(self) -> str:
-        """Return a hash of the clients' names and what their loaders say of their length."""
-        parts = list(zip(self._names, self._lengths))
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        """Return a hash of the clients' names and of how many examples their loaders say they have."""
+        return self._fingerprint
 
     def stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         """Yield each client of the cohort with its batches of this round; batches not taken are skipped."""
@@ -153,7 +152,7 @@ class LoaderFeed:
         for pass_index in itertools.count():
             before = steps
             for data in self._pass(round_index, client_id, pass_index):
-                yield LocalBatch(data, self._size_of(data))
+                yield LocalBatch(data, batch_size_of(data))
                 steps += 1
                 if steps == self._local_steps:
                     return
@@ -182,6 +181,31 @@ class LoaderFeed:
         finally:
             del iterator
             _end_workers(loader)
+
+
+def batch_size_of(batch: Any) -> int:
+    """Return what ``self.log`` takes for a batch's size: the length of the first tensor in it.
+
+    1 if that is no positive number or there is no tensor. NumPy arrays are not looked into, and iterators, which could
+    be read only once, neither.
+
+    Examples:
+        >>> import torch
+        >>> batch_size_of({"name": ["a", "b"], "x": torch.zeros(4, 2)}), batch_size_of(torch.tensor(5.0))
+        (4, 1)
+    """
+    return max(1, next(_lengths(batch), 1))
+
+
+def _lengths(batch: Any) -> Iterator[int]:
+    if isinstance(batch, Tensor):
+        yield len(batch) if batch.ndim else 1
+    elif isinstance(batch, Mapping):
+        yield from itertools.chain.from_iterable(map(_lengths, batch.values()))
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        yield from itertools.chain.from_iterable(_lengths(getattr(batch, field.name)) for field in fields(batch))
+    elif isinstance(batch, Iterable) and isinstance(batch, Sized) and not isinstance(batch, (str, bytes, np.ndarray)):
+        yield from itertools.chain.from_iterable(map(_lengths, batch))
 
 
 def _check(loader: Any, name: str, world_size: int) -> None:

@@ -174,7 +174,7 @@ class SamplerOrder:
         self._sorted = np.argsort(indices, kind="stable")
         self._indices = indices[self._sorted]
         self._seed, self._local_epochs = seed, local_epochs
-        self._drawn: tuple[tuple[int, int], Tensor] | None = None  # of the pass at hand: all clients ask for it
+        self._ranks: dict[tuple[int, int], Tensor] = {}  # by round and pass: all clients of a round ask for them
 
     def pass_size(self, num_examples: int) -> int:
         """Return the number of examples: each comes once."""
@@ -183,9 +183,11 @@ class SamplerOrder:
     def draw(self, partition: Tensor, generator: torch.Generator, round_index: int, pass_index: int) -> Tensor:
         """Return the client's examples in the sampler's order."""
         place = (round_index, pass_index)
-        if self._drawn is None or self._drawn[0] != place:
-            self._drawn = place, self._rank(*place)
-        return partition[self._drawn[1][partition].argsort()]
+        if place not in self._ranks:
+            # Workers may be a round ahead.
+            self._ranks = {known: rank for known, rank in self._ranks.items() if abs(known[0] - round_index) <= 1}
+            self._ranks[place] = self._rank(*place)
+        return partition[self._ranks[place][partition].argsort()]
 
     def _rank(self, round_index: int, pass_index: int) -> Tensor:
         """Return the place of each example of the training set in the sampler's order."""

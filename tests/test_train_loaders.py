@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
 from lightning_lbgm import IIDPartitioner, LBGMFederated, NaturalPartitioner
+from lightning_lbgm.data import LoaderFeed
 from lightning_lbgm.data.client_loaders import batch_size_of
 
 # One loader
@@ -363,13 +364,36 @@ def test_batches_of_different_structure_are_each_clients_own(tmp_path):
     assert first.loss == pytest.approx(second.loss)
 
 
-def test_vectorized_clients_have_the_batches_of_sequential_ones(tmp_path):
+@pytest.mark.parametrize("make", [lambda k: make_data(12, k), lambda k: Stream(12, k)], ids=["dataset", "stream"])
+def test_vectorized_clients_have_the_batches_of_sequential_ones(tmp_path, make):
     def loaders():
-        return [DataLoader(make_data(12, k), batch_size=4, shuffle=True) for k in range(4)]
+        return [DataLoader(make(k), batch_size=4) for k in range(4)]
 
     _, one, _ = fit_clients(tmp_path, loaders(), execution="sequential")
     _, other, _ = fit_clients(tmp_path, loaders(), execution="vectorized")
     torch.testing.assert_close(flat_params(one), flat_params(other))
+
+
+def test_a_clients_noise_is_new_in_each_batch_pass_round_and_client():
+    class Noise(IterableDataset):
+        def __iter__(self):
+            for _ in range(3):
+                yield torch.tensor([float(torch.rand(())), float(np.random.rand()), random.random()])
+
+    loaders = [DataLoader(Noise(), batch_size=1), DataLoader(Noise(), batch_size=1)]
+    feed = LoaderFeed(loaders, ["a", "b"], local_epochs=2, local_steps=None, seed=0)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+
+    def draw(round_index, cohort):
+        return [tuple(batch.data[0].tolist()) for _, turn in feed.stream(round_index, cohort) for batch in turn]
+
+    drawn = draw(0, (0, 1)) + draw(1, (0, 1))
+    assert len(drawn) == 24
+    for numbers in zip(*drawn):  # torch, NumPy, Python
+        assert len(set(numbers)) == 24
+    assert draw(1, (1,)) == drawn[18:]  # whoever else takes part, and whatever came before
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
 
 
 def test_an_equal_number_of_clients_without_a_partitioner_says_the_same(tmp_path):

@@ -179,7 +179,6 @@ class LoaderFeed:
                         return
                 yield data
         finally:
-            del iterator
             _end_workers(loader)
 
 

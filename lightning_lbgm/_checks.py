@@ -5,26 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_lbgm.data import RoundLoader, has_plain_sampler
+from lightning_lbgm.data import iterates_by_itself
 
 __all__ = [
+    "check_client_loaders",
     "check_environment",
     "check_federated",
+    "check_finders",
     "check_fit",
+    "check_limits",
     "check_loader",
     "check_same_data",
     "check_same_federation",
-    "check_single_loader",
+    "needs_client_loaders",
     "warn_of_changed_parameters",
     "warn_of_own_buffers",
     "warn_of_unaveraged",
 ]
+
+_A_LOADER_EACH = (
+    "Or give each client a loader of its own, whose batches are taken as they come: `fit(model, [loader_a, loader_b])`"
+    " with `LBGMFederated(num_clients=None)`."
+)
 
 
 def check_environment(sync_batchnorm: bool) -> None:
@@ -75,39 +83,112 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         )
 
 
+def check_limits(trainer: pl.Trainer, rounds_per_epoch: int) -> None:
+    """Refuse settings that count batches but mean a part of the data, because a batch is a round here."""
+    overfit, limit = trainer.overfit_batches, trainer.limit_train_batches  # type: ignore[attr-defined]
+    if overfit:
+        raise MisconfigurationException(
+            f"`Trainer(overfit_batches={overfit})` would limit the rounds of an epoch, because a batch is a round here,"
+            " and each round would still train on all of the data. Remove it, and pass a small training set:"
+            " `DataLoader(Subset(dataset, range(100)), ...)`."
+        )
+    if isinstance(limit, float) and limit > 0 and int(limit * rounds_per_epoch) == 0:
+        raise MisconfigurationException(
+            f"`Trainer(limit_train_batches={limit})` is a share of the rounds of an epoch, because a batch is a round"
+            f" here, and of `LBGMFederated(rounds_per_epoch={rounds_per_epoch})` it leaves none. For a part of the data"
+            " pass `DataLoader(Subset(dataset, indices), ...)`, for fewer local steps `LBGMFederated(local_steps=...)`."
+        )
+
+
+def check_finders(trainer: pl.Trainer) -> None:
+    """Refuse a finder at the start of a resumed run: Lightning then counts steps from 0, the federation does not."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for finder in (BatchSizeFinder, LearningRateFinder):
+            at_start = isinstance(callback, finder) and type(callback).on_fit_start is finder.on_fit_start
+            if at_start and trainer.ckpt_path is not None:
+                raise MisconfigurationException(
+                    f"`{type(callback).__name__}` in a run that is resumed with `ckpt_path={trainer.ckpt_path!r}`:"
+                    " Lightning then forgets at which round the checkpoint was made. Run it without a checkpoint first,"
+                    " and resume without it."
+                )
+
+
 def check_loader(loader: object) -> DataLoader[Any]:
     """Return the training DataLoader if its dataset can be dealt to clients."""
     if not isinstance(loader, DataLoader):
-        raise _needs_one_loader(f"an object of type {type(loader).__name__}")
+        raise MisconfigurationException(
+            "LBGMFederated deals the dataset of one training `DataLoader` to the clients; got an object of type"
+            f" {type(loader).__name__}. Pass the `DataLoader` itself, with what is done to its batches in its"
+            f" `collate_fn` or its dataset. {_A_LOADER_EACH}"
+        )
     if isinstance(loader.dataset, IterableDataset):
         raise MisconfigurationException(
             f"The training dataset {type(loader.dataset).__name__} is an `IterableDataset`: its examples cannot be"
-            " dealt to clients. Use a map-style dataset, or one for each client in a `ConcatDataset` with"
-            " `partitioner=NaturalPartitioner()`."
+            f" dealt to clients. Use a map-style dataset. {_A_LOADER_EACH}"
         )
-    if not has_plain_sampler(loader):
-        rank_zero_warn(
-            f"The training DataLoader's {type(loader.sampler).__name__} is replaced: each client shuffles its own"
-            " examples."
+    method = iterates_by_itself(loader)
+    if method is not None:
+        raise MisconfigurationException(
+            f"The training loader's class {type(loader).__name__} has a `{method}` of its own, but clients' batches are"
+            " drawn from its dataset, so what it does would be left out. Do it in the dataset, in `collate_fn` or in"
+            f" the module's `on_after_batch_transfer`, and use torch's `DataLoader`. {_A_LOADER_EACH}"
         )
     return loader
+
+
+def check_client_loaders(
+    num_loaders: int, num_clients: int | None, partitioner: object | None, in_use: int | None, mode: str | None
+) -> None:
+    """Refuse several training loaders if they are not to be the clients.
+
+    Args:
+        num_loaders: Number of loaders in the collection.
+        num_clients: The setting.
+        partitioner: The setting.
+        in_use: Number of clients of the federation that goes on; None: it has not begun.
+        mode: That of the ``CombinedLoader``, if the user made one.
+    """
+    if num_loaders == 0:
+        raise MisconfigurationException("The collection of training loaders is empty: pass a loader for each client.")
+    if mode is not None:
+        raise MisconfigurationException(
+            f"`CombinedLoader(..., mode={mode!r})` combines the batches of {num_loaders} loaders, which a federation"
+            f" cannot. {_A_LOADER_EACH}"
+        )
+    if num_clients is not None and (num_clients != num_loaders or partitioner is not None):
+        clash = (
+            f"`num_clients={num_clients}`" if num_clients != num_loaders else f"`partitioner={partitioner!r}` beside"
+        )
+        raise MisconfigurationException(
+            f"LBGMFederated got {clash} and {num_loaders} training loaders. With `LBGMFederated(num_clients=None)` and"
+            " no partitioner each loader is a client. To deal the examples of all of them, pass one"
+            " `DataLoader(ConcatDataset(datasets), ...)`; with `partitioner=NaturalPartitioner()` each of the datasets"
+            " is then a client."
+        )
+    if in_use is not None and in_use != num_loaders:
+        raise MisconfigurationException(
+            f"There are {num_loaders} training loaders now, but the federation has {in_use} clients, one for each"
+            " loader it began with: pass as many loaders, or use a new Trainer for other clients."
+        )
+
+
+def needs_client_loaders(found: str) -> MisconfigurationException:
+    """Return the error for ``num_clients=None`` without loaders for the clients."""
+    return MisconfigurationException(
+        f"`LBGMFederated(num_clients=None)` takes a training loader for each client, as `fit(model, [loader_a,"
+        f" loader_b])` or a dict of them; got {found}. Pass a list or a dict, or say how many clients the data is dealt"
+        " to: `LBGMFederated(num_clients=10)`."
+    )
 
 
 def check_same_data(fingerprints: list[str]) -> None:
     """Refuse processes that have dealt different data to the clients."""
     if len(set(fingerprints)) > 1:
         raise MisconfigurationException(
-            "The processes have dealt the training examples to the clients differently: the dataset, its labels or its"
-            " split differ between them. Seed what is random in it, for instance with `seed_everything(...)` at the"
-            " top of the script."
+            "The processes have dealt the training examples to the clients differently: the dataset, its labels, its"
+            " sampler or its split differ between them. Seed what is random in it, for instance with"
+            " `seed_everything(...)` at the top of the script."
         )
-
-
-def check_single_loader(loaders: object) -> RoundLoader:
-    """Return the training loader; refuse a collection of them, whose members a strategy sees one by one."""
-    if not isinstance(loaders, RoundLoader):
-        raise _needs_one_loader(f"a {type(loaders).__name__} of loaders")
-    return loaders
 
 
 def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> None:
@@ -146,12 +227,4 @@ def warn_of_changed_parameters(round_index: int, before: int, after: int) -> Non
     rank_zero_warn(
         f"The trainable parameters changed before round {round_index}, from {before} to {after}: look-back gradients"
         " and residuals are dropped, and the server optimizer starts afresh."
-    )
-
-
-def _needs_one_loader(found: str) -> MisconfigurationException:
-    return MisconfigurationException(
-        f"LBGMFederated needs one training `DataLoader`, whose dataset it deals to the clients; got {found}. If each"
-        " client has a dataset of its own, use `DataLoader(ConcatDataset(datasets), ...)` with"
-        " `partitioner=NaturalPartitioner()`."
     )

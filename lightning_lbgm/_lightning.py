@@ -27,6 +27,8 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _Su
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.data_connector import _get_distributed_sampler
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.tuner.lr_finder import _LRCallback
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import _update_dataloader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -35,14 +37,16 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lbgm.clients import LogCapture, direct_step
-from lightning_lbgm.data import Round
+from lightning_lbgm.data import Round, TrainLoaders
 
 __all__ = [
     "LOG_ARGUMENTS",
     "ClientProgress",
     "batch_transfer",
     "captured_log",
+    "collect_train_loaders",
     "completed_batches",
+    "extend_learning_rate_trial",
     "gather_tensor",
     "handles_unscaling",
     "init_process_group",
@@ -90,6 +94,39 @@ def resume_within_epoch(trainer: pl.Trainer) -> None:
 def completed_batches(trainer: pl.Trainer) -> int:
     """Return the number of batches, here rounds, whose last hook is through."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.completed)
+
+
+def collect_train_loaders(trainer: pl.Trainer) -> Callable[[], None]:
+    """Hand what the user gave as training data to the strategy's ``process_dataloader`` as one ``TrainLoaders``.
+
+    Lightning would hand over the members of a collection one by one, to combine a batch of each to one batch; and it
+    calls ``process_dataloader`` for validation loaders in the training stage too. What is patched is where it asks for
+    the loaders: a module, a datamodule or the argument of ``fit``. Returns a function that undoes it.
+    """
+    source = trainer.fit_loop._data_source
+
+    def dataloader() -> TrainLoaders:
+        loaders = type(source).dataloader(source)
+        if isinstance(loaders, CombinedLoader):
+            return TrainLoaders(loaders.iterables, loaders._mode)
+        return TrainLoaders(loaders)
+
+    source.__dict__["dataloader"] = dataloader
+    return lambda: source.__dict__.pop("dataloader", None)
+
+
+def extend_learning_rate_trial(trainer: pl.Trainer) -> Callable[[], None] | None:
+    """Let a learning rate finder's trial have all its rounds, which ``max_epochs`` is often too short for here.
+
+    Returns a function that undoes it, or None if there is no trial.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    loop = trainer.fit_loop
+    if not callbacks or not isinstance(callbacks[0], _LRCallback) or loop.max_epochs is None or loop.max_epochs < 0:
+        return None
+    before = loop.max_epochs
+    loop.max_epochs = max(before, trainer.current_epoch + callbacks[0].num_training)
+    return lambda: setattr(loop, "max_epochs", before)
 
 
 def pass_rounds_through(module: pl.LightningModule) -> Callable[[], None]:

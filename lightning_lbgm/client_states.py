@@ -24,6 +24,7 @@ from lightning_lbgm.uplink import State
 __all__ = [
     "ClientFiles",
     "checkpoint_folder",
+    "in_memory",
     "is_index",
     "locate",
     "open_client_states",
@@ -192,6 +193,12 @@ def read_index(index: dict[str, Any]) -> dict[int, State]:
         client_id: _from_skeleton(skeleton, lambda entry: _map_file(folder, entry).clone())
         for client_id, skeleton in index["skeletons"].items()
     }
+
+
+def in_memory(federation: dict[str, Any]) -> dict[str, Any]:
+    """Return a federation's state with its clients in it, not in a folder beside it."""
+    clients = federation["clients"]
+    return {**federation, "clients": read_index(clients)} if is_index(clients) else federation
 
 
 def prune(federation: dict[str, Any]) -> None:

@@ -31,7 +31,14 @@ def check_settings(
         TypeError: If one has the wrong type.
         ValueError: If one is out of range, or both ``local_epochs`` and ``local_steps`` are given.
     """
-    _check_positive("num_clients", num_clients)
+    if num_clients is not None:
+        _check_positive("num_clients", num_clients)
+    elif partitioner is not None:
+        raise ValueError(
+            f"`num_clients=None` takes each training loader as one client, so that nothing is dealt, but"
+            f" `partitioner={partitioner!r}` deals the examples of one loader. Pass one of them: `num_clients=...` with"
+            " the partitioner, or no partitioner."
+        )
     _check_positive("rounds_per_epoch", rounds_per_epoch)
     for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps)):
         if value is not None:

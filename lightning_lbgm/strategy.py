@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -19,31 +19,23 @@ from typing_extensions import override
 
 from lightning_lbgm import _lightning
 from lightning_lbgm._checks import (
+    check_finders,
     check_fit,
-    check_loader,
+    check_limits,
     check_same_data,
     check_same_federation,
-    check_single_loader,
     warn_of_changed_parameters,
     warn_of_own_buffers,
     warn_of_unaveraged,
 )
+from lightning_lbgm._feed import FeedSettings
 from lightning_lbgm._processes_strategy import ProcessesStrategy
 from lightning_lbgm._round_transaction import RoundTransaction
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
-from lightning_lbgm.client_states import checkpoint_folder, locate, prune, remove_clients
+from lightning_lbgm.client_states import checkpoint_folder, in_memory, locate, prune, remove_clients
 from lightning_lbgm.clients import LocalTrainer, LogCapture, OptimizerStart
-from lightning_lbgm.data import (
-    ClientFeed,
-    IIDPartitioner,
-    Partitioner,
-    Round,
-    RoundLoader,
-    make_partitions,
-    plan_from_loader,
-    resolve_cohort_size,
-)
+from lightning_lbgm.data import IIDPartitioner, Partitioner, Round, RoundLoader, TrainLoaders, resolve_cohort_size
 from lightning_lbgm.describe import describe_callable
 from lightning_lbgm.execution import Execution, ExecutionMode
 from lightning_lbgm.federation import Federation
@@ -70,8 +62,9 @@ class LBGMFederated(ProcessesStrategy):
     ``log_every_n_steps`` is 1 here where the ``Trainer`` has Lightning's default of 50.
 
     Args:
-        num_clients: K, clients that the training data is dealt to.
-        partitioner: Deals the examples to the clients. None: ``IIDPartitioner()``.
+        num_clients: K, clients that the training data is dealt to. None: each loader of the list or dict given to
+            ``fit`` (or returned by ``train_dataloader``) is a client, and its batches are taken as they come.
+        partitioner: Deals the examples to the clients. None: ``IIDPartitioner()``. Not with ``num_clients=None``.
         uplink: Stages that an update passes on its way to the server. None: ``[LookBack(threshold=0.2)]``; ``[]``:
             plain FedAvg; ``[TopK(0.1), LookBack(0.2)]``: stacked.
         clients_per_round: Size of a round's cohort. None: all; an int: a count; a float in (0, 1]: a share.
@@ -112,7 +105,7 @@ class LBGMFederated(ProcessesStrategy):
 
     def __init__(
         self,
-        num_clients: int = 10,
+        num_clients: int | None = 10,
         partitioner: Partitioner | None = None,
         uplink: list[Stage] | Stage | None = None,
         clients_per_round: int | float | None = None,
@@ -143,9 +136,12 @@ class LBGMFederated(ProcessesStrategy):
         self.num_clients = num_clients
         self.partitioner = partitioner or IIDPartitioner()
         self.uplink = as_chain([LookBack(threshold=0.2)] if uplink is None else uplink)
+        self.client_names: tuple[str, ...] | None = None  # where each has a loader of its own
         self.cohort_size = resolve_cohort_size(num_clients, clients_per_round)
+        self._clients_per_round = clients_per_round
         self.local_epochs = local_epochs or (1 if local_steps is None else None)
         self.local_steps = local_steps
+        self._feed_settings = FeedSettings(num_clients, partitioner, self.local_epochs, local_steps)
         self.server_optimizer = server_optimizer
         self.weighting = weighting
         self.buffers = buffers
@@ -158,6 +154,8 @@ class LBGMFederated(ProcessesStrategy):
         self._restored: dict[str, Any] | None = None
         self._fit_trainer: pl.Trainer | None = None
         self._undo_patch: Callable[[], None] | None = None
+        self._undo_collecting: Callable[[], None] | None = None
+        self._end_trial: Callable[[], None] | None = None
         self._run_seed: int | None = None
         self._transaction: RoundTransaction | None = None
         self._broke_off = False  # whether a round was taken back whose error is still on its way
@@ -182,13 +180,15 @@ class LBGMFederated(ProcessesStrategy):
     @property
     def ledger(self) -> Ledger:
         """The account of bits sent so far."""
+        if self._restored is not None:
+            return Ledger(**self._restored["ledger"])
         return self._federation.ledger if self._federation is not None else Ledger()
 
     def settings(self) -> dict[str, Any]:
         """Return the resolved settings as plain values, for loggers."""
         resolved: dict[str, Any] = {
             "num_clients": self.num_clients,
-            "partitioner": repr(self.partitioner),
+            "partitioner": self._describe_split(),
             "uplink": repr(self.uplink),
             "clients_per_round": self.cohort_size,
             "local_epochs": self.local_epochs,
@@ -205,11 +205,18 @@ class LBGMFederated(ProcessesStrategy):
             resolved["num_parameters"] = self._federation.flat.num_parameters
         return resolved
 
+    def _describe_split(self) -> str:
+        each_loader = self._feed_settings.num_clients is None or self.client_names is not None
+        return "a loader for each client" if each_loader else repr(self.partitioner)
+
     # Environment
 
     @override
     def connect(self, model: pl.LightningModule) -> None:
         super().connect(model)
+        if model.trainer.state.fn == TrainerFn.FITTING and self._undo_collecting is None:
+            # Here already, because a hook such as `setup` may ask for `trainer.estimated_stepping_batches`.
+            self._undo_collecting = _lightning.collect_train_loaders(model.trainer)
         callbacks: list[pl.Callback] = model.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, LBGMCallback) for callback in callbacks):
             callbacks.insert(0, LBGMCallback())
@@ -218,6 +225,8 @@ class LBGMFederated(ProcessesStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             check_fit(trainer, self._module())
+            check_limits(trainer, self.rounds_per_epoch)
+            check_finders(trainer)
             if trainer.log_every_n_steps == _LIGHTNING_LOG_EVERY_N_STEPS:  # type: ignore[attr-defined]
                 trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
             self._run_seed = self.world.broadcast(self._resolve_seed())
@@ -247,14 +256,14 @@ class LBGMFederated(ProcessesStrategy):
         if restored is not None:
             check_same_federation(restored["identity"], self._identity(federation))
             feed = self._round_loader().feed
-            federation.load_state_dict(restored, {k: feed.work(k) for k in range(self.num_clients)})
+            federation.load_state_dict(restored, {k: feed.work(k) for k in range(feed.num_clients)})
         return federation
 
     def _identity(self, federation: Federation) -> dict[str, Any]:
         """Return what must agree for a checkpoint's clients to be this federation's."""
         return {
             "num_clients": self.num_clients,
-            "partitioner": repr(self.partitioner),
+            "partitioner": self._describe_split(),
             "uplink": repr(self.uplink.without_store()),
             "server_optimizer": type(federation.server.optimizer).__name__,
             "seed": federation.seed,
@@ -266,13 +275,22 @@ class LBGMFederated(ProcessesStrategy):
     @override
     def process_dataloader(self, dataloader: object) -> object:
         """Turn the training DataLoader into a loader of rounds; each process gets its share of others."""
-        if not self._trainer().training:
+        if not isinstance(dataloader, TrainLoaders):
             return super().process_dataloader(dataloader)
-        loader = check_loader(dataloader)
-        plan = plan_from_loader(loader, self.local_epochs, self.local_steps)
-        partitions = make_partitions(loader.dataset, self.num_clients, self.partitioner, self._resolve_seed())
-        feed = ClientFeed(loader, plan, partitions, self._resolve_seed())
-        return RoundLoader(feed, self.cohort_size, self.rounds_per_epoch, lambda: self.round_index)
+        in_use = self.num_clients if self._trainer().global_step > 0 else None
+        feed, loader = self._feed_settings.make_feed(dataloader, self._resolve_seed(), self.world_size, in_use)
+        self.num_clients, self.client_names = feed.num_clients, feed.client_names
+        self.cohort_size = resolve_cohort_size(self.num_clients, self._clients_per_round)
+        assert self.cohort_size is not None
+        return RoundLoader(
+            feed,
+            self.cohort_size,
+            self.rounds_per_epoch,
+            next_round=lambda: self.round_index,
+            prepare=lambda: feed.prepare(self.world),
+            loader=loader,
+            collection=dataloader.source if dataloader.is_collection else None,
+        )
 
     @override
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -289,6 +307,7 @@ class LBGMFederated(ProcessesStrategy):
         # The last hook before the first round: callbacks have frozen what they freeze, the trainer's state is restored.
         trainer, module = self._trainer(), self._module()
         feed = self._round_loader().feed
+        feed.prepare(self.world)
         if self.world.size > 1:
             check_same_data(self.world.gather(feed.fingerprint(), "the partition"))
         continues = self._fit_trainer is trainer and trainer.global_step > 0 and self._restored is None
@@ -303,6 +322,7 @@ class LBGMFederated(ProcessesStrategy):
         self._fit_trainer = trainer
         if self.buffers == "client":
             warn_of_own_buffers(self._federation.buffers.names)
+        self._end_trial = _lightning.extend_learning_rate_trial(trainer)
         rank_zero_info("Federated training: " + ", ".join(f"{k}={v}" for k, v in self.settings().items()))
 
     def _begin_round(self) -> None:
@@ -389,7 +409,9 @@ class LBGMFederated(ProcessesStrategy):
         return federation
 
     def _round_loader(self) -> RoundLoader:
-        return check_single_loader(self._trainer().train_dataloader)
+        loader = self._trainer().train_dataloader
+        assert isinstance(loader, RoundLoader)
+        return loader
 
     @override
     def _in_step(self) -> bool:
@@ -419,6 +441,9 @@ class LBGMFederated(ProcessesStrategy):
     def on_train_end(self) -> None:
         if self._federation is not None:
             self._federation.commit()
+        if self._end_trial is not None:
+            self._end_trial()
+            self._end_trial = None
         super().on_train_end()
 
     # Checkpoints
@@ -435,10 +460,13 @@ class LBGMFederated(ProcessesStrategy):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         # A weights-only checkpoint has no optimizer states, and gets no federation's state either.
-        if self._federation is not None and "optimizer_states" in checkpoint:
-            state = self._federation.state_dict(checkpoint_folder(filepath))
-            state = {"identity": self._identity(self._federation), **state}
-            checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
+        if "optimizer_states" in checkpoint:
+            if self._restored is not None:  # a resumed run that has not begun, as a tuner's trial finds it
+                checkpoint = {**checkpoint, _CHECKPOINT_KEY: in_memory(self._restored)}
+            elif self._federation is not None:
+                state = self._federation.state_dict(checkpoint_folder(filepath))
+                state = {"identity": self._identity(self._federation), **state}
+                checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
         super().save_checkpoint(checkpoint, filepath, storage_options)
         if _CHECKPOINT_KEY in checkpoint and self.is_global_zero:  # who alone knows of all clients
             prune(checkpoint[_CHECKPOINT_KEY])
@@ -453,13 +481,27 @@ class LBGMFederated(ProcessesStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
         if self._trainer().state.fn == TrainerFn.FITTING:
-            # Kept until `on_train_start`, when the federation is made.
+            # Kept until `on_train_start`, when the federation is made. The one there was ends here, because the trainer
+            # may be going back to where it was before a tuner's trial.
+            self.on_train_end()
+            self._federation = None
             self._restored = checkpoint.get(_CHECKPOINT_KEY)
             locate(self._restored, checkpoint_path)
         return checkpoint
 
     @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        super().load_model_state_dict(checkpoint, strict=strict)
+        if self._restored is not None and self._undo_patch is not None:
+            # The fit has begun, so that a tuner goes back to where it was before its trial: its checkpoint is deleted
+            # after this, and `on_train_start` may not come again.
+            self._federation = self._make_federation()
+
+    @override
     def teardown(self) -> None:
+        if self._undo_collecting is not None:
+            self._undo_collecting()
+            self._undo_collecting = None
         if self._undo_patch is not None:
             self._undo_patch()
             self._undo_patch = None

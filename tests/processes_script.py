@@ -6,6 +6,7 @@ Rank r writes ``FOLDER/rank{r}.pt``: for each fit what came of it on that rank.
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torchmetrics
 from conftest import Recorder, TinyModule, build_trainer, flat_params, make_data
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_lbgm import (
     DIANA,
@@ -83,6 +84,18 @@ class RareMetric(TinyModule):
         return super().training_step(batch, batch_idx)
 
 
+class NoisyStream(IterableDataset):
+    """One client's examples with noise, which does not say how many there are; it counts how often it was begun."""
+
+    def __init__(self, size: int) -> None:
+        self.data, self.passes = make_data(size, seed=size), 0
+
+    def __iter__(self):
+        self.passes += 1
+        for x, y in zip(*self.data.tensors):
+            yield x + 0.1 * torch.rand(()) + 0.1 * random.random(), y
+
+
 def summary(trainer: pl.Trainer, module: pl.LightningModule, recorder: Recorder) -> dict:
     strategy = trainer.strategy
     return {
@@ -100,13 +113,15 @@ def summary(trainer: pl.Trainer, module: pl.LightningModule, recorder: Recorder)
     }
 
 
-def run(root: Path, devices: int, module: pl.LightningModule, strategy, dataset=None, ckpt_path=None, **kwargs) -> dict:
+def run(
+    root: Path, devices: int, module: pl.LightningModule, strategy, dataset=None, ckpt_path=None, loader=None, **kwargs
+) -> dict:
     recorder = Recorder()
     monitor = ConvergenceMonitor(bound=1e-3, lr=1.0)
     callbacks = [monitor, recorder, *kwargs.pop("callbacks", [])]
     trainer = build_trainer(root, strategy, devices=devices, callbacks=callbacks, **kwargs)
     dataset = make_data(120) if dataset is None else dataset
-    loader = DataLoader(dataset, batch_size=8, shuffle=True)
+    loader = DataLoader(dataset, batch_size=8, shuffle=True) if loader is None else loader
     trainer.fit(module, loader, DataLoader(make_data(40, seed=1), batch_size=10), ckpt_path=ckpt_path)
     return {**summary(trainer, module, recorder), "trainer": trainer}
 
@@ -170,6 +185,16 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
     dataset = torch.utils.data.TensorDataset(x, y)
     results["rare"] = run(folder, devices, RareMetric(), LBGMFederated(num_clients=4, seed=0), dataset, max_epochs=2)
     results["rare"].pop("trainer")
+
+    # A loader for each client, one of them with a worker.
+    torch.manual_seed(3)
+    streams = {f"client {n}": NoisyStream(n) for n in (11, 25, 16, 40, 9)}
+    loaders = {name: DataLoader(stream, batch_size=8) for name, stream in streams.items()}
+    loaders["shuffled"] = DataLoader(make_data(20), batch_size=8, shuffle=True, num_workers=1, persistent_workers=True)
+    strategy = LBGMFederated(num_clients=None, clients_per_round=5, uplink=[TopK(0.3), LookBack(0.5)], seed=4)
+    results["loaders"] = run(folder, devices, TinyModule(), strategy, loader=loaders, max_epochs=3)
+    results["loaders"].pop("trainer")
+    results["passes"] = [stream.passes for stream in streams.values()]
     torch.save(results, folder / f"rank{rank}.pt")
     trainer.strategy.barrier()  # rank 0 ends last, for who waits for it reads all files
 

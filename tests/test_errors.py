@@ -7,7 +7,7 @@ import torch
 from conftest import TinyModule, make_data
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_lbgm import (
     DirichletPartitioner,
@@ -108,6 +108,9 @@ def test_misfitting_data_is_refused_at_fit_start(fit, strategy, dataset, error, 
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2.*Use 1"),
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "GradientAccumulationScheduler.*drop the callback"),
         ({"sync_batchnorm": True}, "sync_batchnorm=True.*buffers"),
+        ({"overfit_batches": 2}, "overfit_batches=2.*Subset"),
+        ({"overfit_batches": 0.1}, "overfit_batches=0.1.*Subset"),
+        ({"limit_train_batches": 0.5}, "limit_train_batches=0.5.*rounds_per_epoch=1.*Subset.*local_steps"),
     ],
 )
 def test_trainer_settings_that_make_no_sense_are_refused(fit, trainer, message):
@@ -132,19 +135,34 @@ def test_a_module_without_trainable_parameters_is_refused(fit):
         fit(module=module)
 
 
-@pytest.mark.parametrize(
-    "collect", [list, lambda loaders: {"a": loaders[0]}, lambda loaders: {"a": loaders[0], "b": loaders[1]}]
-)
-def test_several_train_loaders_are_refused(make_trainer, collect):
+@pytest.mark.parametrize("collect", [list, lambda loaders: {"a": loaders[0], "b": loaders[1]}])
+def test_several_train_loaders_are_refused_unless_they_are_the_clients(make_trainer, collect):
     loaders = collect([DataLoader(make_data(20), batch_size=5), DataLoader(make_data(20), batch_size=5)])
-    with pytest.raises(MisconfigurationException, match="one training `DataLoader`.*ConcatDataset.*NaturalPartitioner"):
+    message = "`num_clients=4` and 2 training loaders.*num_clients=None.*ConcatDataset.*NaturalPartitioner"
+    with pytest.raises(MisconfigurationException, match=message):
         make_trainer().fit(TinyModule(), loaders)
 
 
-def test_something_else_than_a_loader_is_refused(make_trainer):
-    batch = make_data(20).tensors
-    with pytest.raises(MisconfigurationException, match="one training `DataLoader`.*object of type Tensor"):
-        make_trainer().fit(TinyModule(), [list(batch)])
+class Wrapper:
+    """An iterable around a DataLoader, as prefetchers are."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+@pytest.mark.parametrize("collect", [lambda loader: loader, lambda loader: [loader]])
+def test_something_else_than_a_loader_is_refused(make_trainer, collect):
+    loader = Wrapper(DataLoader(make_data(20), batch_size=5))
+    with pytest.raises(MisconfigurationException, match="object of type Wrapper.*collate_fn.*num_clients=None"):
+        make_trainer().fit(TinyModule(), collect(loader))
+
+
+def test_no_loader_at_all_is_refused(make_trainer):
+    with pytest.raises(MisconfigurationException, match="collection of training loaders is empty"):
+        make_trainer().fit(TinyModule(), [])
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": None}, {"batch_sampler": [[0, 1], [2, 3]]}])
@@ -153,10 +171,38 @@ def test_loaders_without_a_batch_size_are_refused(make_trainer, settings):
         make_trainer().fit(TinyModule(), DataLoader(make_data(20), **settings))
 
 
-def test_a_sampler_that_is_replaced_is_warned_of(make_trainer):
-    loader = DataLoader(make_data(20), batch_size=4, sampler=WeightedRandomSampler([1.0] * 20, 20))
-    with pytest.warns(UserWarning, match="WeightedRandomSampler is replaced"):
-        make_trainer().fit(TinyModule(), loader)
+class OwnIteration(DataLoader):
+    def __iter__(self):
+        for x, y in super().__iter__():
+            yield 1000 * x, y
+
+
+class OwnIterator(DataLoader):
+    def _get_iterator(self):
+        return super()._get_iterator()
+
+
+@pytest.mark.parametrize(("cls", "method"), [(OwnIteration, "__iter__"), (OwnIterator, "_get_iterator")])
+def test_a_loader_class_that_loads_in_its_own_way_is_refused(make_trainer, cls, method):
+    with pytest.raises(MisconfigurationException, match=f"{cls.__name__} has a `{method}` of its own.*collate_fn"):
+        make_trainer().fit(TinyModule(), cls(make_data(20), batch_size=5))
+
+
+def test_a_loader_class_that_only_sets_a_collate_function_is_used(make_trainer):
+    class Collating(DataLoader):
+        def __init__(self, dataset, **settings):
+            super().__init__(dataset, collate_fn=self.collate, **settings)
+
+        def collate(self, examples):
+            seen.append(len(examples))
+            return torch.stack([x for x, _ in examples]), torch.stack([y for _, y in examples])
+
+        def __len__(self):
+            return 77
+
+    seen = []
+    make_trainer(max_epochs=1).fit(TinyModule(), Collating(make_data(20), batch_size=5))
+    assert seen == [5, 5, 5, 5]  # four clients of five examples
 
 
 def test_a_training_step_on_an_iterator_is_refused(fit):

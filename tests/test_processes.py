@@ -23,7 +23,7 @@ from lightning_lbgm.data import deal
 from lightning_lbgm.processes import World
 
 HERE = Path(__file__).parent
-FITS = ("noisy", "resumed", "alone", "diana", "rare")
+FITS = ("noisy", "resumed", "alone", "diana", "rare", "loaders")
 
 # The deal
 
@@ -198,6 +198,13 @@ def test_each_client_has_its_state_on_one_rank(runs):
     for name in FITS:
         assert sorted(first[name]["own_clients"] + second[name]["own_clients"]) == single[name]["own_clients"]
         assert name == "alone" or (first[name]["own_clients"] and second[name]["own_clients"])
+
+
+@pytest.mark.slow
+def test_a_clients_loader_is_iterated_by_the_process_that_trains_it(runs):
+    single, (first, second) = runs
+    assert [one + two for one, two in zip(first["passes"], second["passes"])] == single["passes"]
+    assert min(sum(first["passes"]), sum(second["passes"])) > 0
 
 
 @pytest.mark.slow

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-__all__ = ["BatchPlan", "bulk_reader"]
+from lightning_lbgm.data.subset import SampledSubset
+
+__all__ = ["BatchPlan", "Draws", "bulk_reader"]
 
 BulkReader = Callable[[Tensor], list[Tensor]]
+
+
+class Draws(Protocol):
+    """How a pass over a client's examples is drawn if it is neither a shuffle nor in the dataset's order."""
+
+    def pass_size(self, num_examples: int) -> int:
+        """Return how many examples a pass of a client with ``num_examples`` has, repeats included: at least one."""
+
+    def draw(self, partition: Tensor, generator: torch.Generator, round_index: int, pass_index: int) -> Tensor:
+        """Return the examples of one pass in order, shape ``(pass_size,)``."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,7 @@ class BatchPlan:
         local_epochs: Passes over the client's examples in a round.
         shuffle: Whether each pass has a new order.
         drop_last: Whether a last smaller batch of a pass is left out (never the only one).
+        draws: Draws each pass instead of ``shuffle``, if the DataLoader's sampler does more than shuffling.
 
     Examples:
         >>> plan = BatchPlan(batch_size=2, local_steps=3)
@@ -37,45 +51,60 @@ class BatchPlan:
     local_epochs: int = 1
     shuffle: bool = False
     drop_last: bool = False
+    draws: Draws | None = None
+
+    def pass_size(self, num_examples: int) -> int:
+        """Return the number of examples in one pass of a client with ``num_examples``."""
+        return num_examples if self.draws is None else self.draws.pass_size(num_examples)
 
     def steps_per_pass(self, num_examples: int) -> int:
-        """Return the number of batches in one pass over ``num_examples``."""
-        full, rest = divmod(num_examples, self.batch_size)
+        """Return the number of batches in one pass of a client with ``num_examples``."""
+        full, rest = divmod(self.pass_size(num_examples), self.batch_size)
         return full if full and (self.drop_last or not rest) else full + 1
 
     def num_steps(self, num_examples: int) -> int:
         """Return the number of local steps of a client with ``num_examples`` in one round."""
         return self.local_steps or self.local_epochs * self.steps_per_pass(num_examples)
 
-    def batches(self, partition: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def batches(self, partition: Tensor, generator: torch.Generator, round_index: int = 0) -> list[Tensor]:
         """Return the example indices of each local batch of one round, in order.
 
         Args:
             partition: The client's example indices, shape ``(n_k,)``.
-            generator: Orders the passes, where ``shuffle`` is set.
+            generator: Orders the passes, where ``shuffle`` or ``draws`` is set.
+            round_index: The round, for ``draws``.
         """
         n, num_steps = len(partition), self.num_steps(len(partition))
-        if self.batch_size >= n:
+        if self.draws is None and self.batch_size >= n:
             return [partition] * num_steps
         per_pass = self.steps_per_pass(n)
         batches: list[Tensor] = []
-        while len(batches) < num_steps:
-            order = partition[torch.randperm(n, generator=generator)] if self.shuffle else partition
+        for pass_index in itertools.count():
+            order = self._one_pass(partition, generator, round_index, pass_index)
             wanted = min(per_pass, num_steps - len(batches))
             batches.extend(order[: wanted * self.batch_size].split(self.batch_size))
+            if len(batches) == num_steps:
+                break
         return batches
+
+    def _one_pass(self, partition: Tensor, generator: torch.Generator, round_index: int, pass_index: int) -> Tensor:
+        if self.draws is not None:
+            return self.draws.draw(partition, generator, round_index, pass_index)
+        return partition[torch.randperm(len(partition), generator=generator)] if self.shuffle else partition
 
 
 def bulk_reader(dataset: Dataset[Any]) -> BulkReader | None:
     """Return a function from indices to a batch of tensors, where the dataset is nothing but tensors, else None.
 
     It gives what ``default_collate`` over the single examples would give, in one indexing operation a tensor. Looks
-    through ``Subset`` and ``ConcatDataset``; a subclass may load in its own way, and gets None.
+    through ``Subset``, ``SampledSubset`` and ``ConcatDataset``; other subclasses may load in their own way, and get
+    None.
     """
     if type(dataset) is TensorDataset:
         tensors = dataset.tensors
         return lambda indices: [tensor[indices] for tensor in tensors]
-    if type(dataset) is Subset:
+    if type(dataset) in (Subset, SampledSubset):
+        assert isinstance(dataset, Subset)
         inner, positions = bulk_reader(dataset.dataset), torch.as_tensor(dataset.indices, dtype=torch.int64)
         return None if inner is None else lambda indices: inner(positions[indices])
     if type(dataset) is ConcatDataset:

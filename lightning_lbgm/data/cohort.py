@@ -9,8 +9,10 @@ from lightning_lbgm.rng import generator
 __all__ = ["resolve_cohort_size", "sample_cohort"]
 
 
-def resolve_cohort_size(num_clients: int, clients_per_round: int | float | None) -> int:
+def resolve_cohort_size(num_clients: int | None, clients_per_round: int | float | None) -> int | None:
     """Turn ``clients_per_round`` into a count: None is all, an int a count, a float in (0, 1] a share (at least one).
+
+    If the number of clients is not known yet, the setting is checked and the count is None.
 
     Raises:
         ValueError: If it is outside its range, or not a number.
@@ -24,18 +26,19 @@ def resolve_cohort_size(num_clients: int, clients_per_round: int | float | None)
     if isinstance(clients_per_round, bool) or not isinstance(clients_per_round, (int, float)):
         raise ValueError(f"`clients_per_round` must be an int, a float or None; got {clients_per_round!r}.")
     if isinstance(clients_per_round, int):
-        if not 1 <= clients_per_round <= num_clients:
+        if clients_per_round < 1 or (num_clients is not None and clients_per_round > num_clients):
+            most = "the number of clients" if num_clients is None else f"`num_clients={num_clients}`"
             raise ValueError(
-                f"`clients_per_round={clients_per_round}` must be between 1 and `num_clients={num_clients}`, or a float"
-                " in (0, 1] for a share of the clients, or None for all."
+                f"`clients_per_round={clients_per_round}` must be between 1 and {most}, or a float in (0, 1] for a"
+                " share of the clients, or None for all."
             )
-        return clients_per_round
+        return None if num_clients is None else clients_per_round
     if not 0 < clients_per_round <= 1:
         raise ValueError(
             f"`clients_per_round={clients_per_round}` must be in (0, 1] as a float, a share of the clients. For a"
             " count, pass an int."
         )
-    return max(1, round(clients_per_round * num_clients))
+    return None if num_clients is None else max(1, round(clients_per_round * num_clients))
 
 
 def sample_cohort(num_clients: int, cohort_size: int, seed: int, round_index: int) -> tuple[int, ...]:

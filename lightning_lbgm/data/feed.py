@@ -7,17 +7,18 @@ import hashlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lightning_lbgm.data.ahead import LoadAhead, Request
 from lightning_lbgm.data.batches import BatchPlan, bulk_reader
+from lightning_lbgm.data.subset import SampledSubset
 from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 
-__all__ = ["ClientFeed", "LocalBatch", "plan_from_loader"]
+__all__ = ["ClientFeed", "Feed", "LocalBatch"]
 
 
 class LocalBatch(NamedTuple):
@@ -27,33 +28,40 @@ class LocalBatch(NamedTuple):
     size: int
 
 
-def plan_from_loader(loader: DataLoader[Any], local_epochs: int | None, local_steps: int | None) -> BatchPlan:
-    """Read the batch size, shuffling and ``drop_last`` off the user's DataLoader.
+class Feed(Protocol):
+    """Where a round's local batches come from.
 
-    Raises:
-        ValueError: If the DataLoader has a batch sampler of its own, or no batch size.
+    Attributes:
+        seed: The run's seed.
+        client_names: The clients' names, if they have some.
+        next_cohort: Returns a round's cohort, so that workers can go on to it; None: they stop at a round's end.
     """
-    if loader.batch_size is None or type(loader.batch_sampler) is not BatchSampler:
-        raise ValueError(
-            "The training DataLoader has a batch sampler of its own or `batch_size=None`, so the batch size of a"
-            " client's local steps is unknown. Use `DataLoader(dataset, batch_size=..., shuffle=True)`: each client's"
-            " batches are then drawn from its own examples."
-        )
-    return BatchPlan(
-        batch_size=loader.batch_size,
-        local_steps=local_steps,
-        local_epochs=local_epochs or 1,
-        shuffle=not isinstance(loader.sampler, SequentialSampler),
-        drop_last=loader.drop_last,
-    )
 
+    seed: int
+    client_names: tuple[str, ...] | None
+    next_cohort: Callable[[int], tuple[int, ...]] | None
 
-def has_plain_sampler(loader: DataLoader[Any]) -> bool:
-    """Tell whether shuffling within each client's examples says all that the DataLoader's sampler does."""
-    sampler = loader.sampler
-    if isinstance(sampler, RandomSampler):
-        return not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
-    return isinstance(sampler, SequentialSampler)
+    @property
+    def num_clients(self) -> int:
+        """Return K."""
+
+    def prepare(self, world: Any) -> None:
+        """Find out what must be known of the clients before a round; every process must call it. Can be repeated."""
+
+    def num_examples(self, client_id: int) -> int:
+        """Return n_k."""
+
+    def num_steps(self, client_id: int) -> int:
+        """Return the number of local steps of a client in a round."""
+
+    def work(self, client_id: int) -> int:
+        """Return the client's local work in a round: steps times batch size, positive."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of who has which examples."""
+
+    def stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
+        """Yield each client of the cohort with its batches of this round; batches not taken are skipped."""
 
 
 class ClientFeed:
@@ -66,22 +74,36 @@ class ClientFeed:
 
     Attributes:
         next_cohort: Returns a round's cohort, so that workers can go on to it; None: they stop at a round's end.
+        client_names: None: clients that data was dealt to have no names.
 
     Args:
-        loader: The user's DataLoader: dataset, ``collate_fn``, workers and their settings are taken from it.
+        loader: The user's DataLoader: ``collate_fn``, workers and their settings are taken from it.
         plan: How a client goes through its examples.
-        partitions: Example indices of each client.
+        partitions: Example indices of each client, into the dataset.
         seed: The run's seed.
+        dataset: The training set, if that is not all of the DataLoader's dataset.
+        wrap: Applied to each batch, where the user's loader stood in a container.
     """
 
-    def __init__(self, loader: DataLoader[Any], plan: BatchPlan, partitions: Sequence[Tensor], seed: int) -> None:
+    client_names: tuple[str, ...] | None = None
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        plan: BatchPlan,
+        partitions: Sequence[Tensor],
+        seed: int,
+        dataset: Dataset[Any] | None = None,
+        wrap: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.plan = plan
         self.partitions = list(partitions)
         self.seed = seed
         self._generator = torch.Generator()
-        self._dataset = loader.dataset
+        self._dataset = loader.dataset if dataset is None else dataset
         self._collate = loader.collate_fn
-        self._bulk = bulk_reader(loader.dataset) if loader.collate_fn is default_collate else None
+        self._wrap = wrap
+        self._bulk = bulk_reader(self._dataset) if loader.collate_fn is default_collate else None
         self.next_cohort: Callable[[int], tuple[int, ...]] | None = None
         self._ahead: LoadAhead | None = None
         if self._bulk is None and loader.num_workers > 0:
@@ -89,27 +111,50 @@ class ClientFeed:
             self._ahead = LoadAhead(
                 lambda round_index, client_id: me._client_requests(round_index, client_id),
                 lambda round_index, cohort: me._foresee(round_index, cohort),
-                functools.partial(_worker_loader, loader),
+                functools.partial(_worker_loader, loader, self._dataset),
             )
+
+    @property
+    def num_clients(self) -> int:
+        """Return K."""
+        return len(self.partitions)
+
+    def prepare(self, world: Any) -> None:
+        """Do nothing: all is known."""
 
     def num_examples(self, client_id: int) -> int:
         """Return n_k."""
         return len(self.partitions[client_id])
 
+    def num_steps(self, client_id: int) -> int:
+        """Return the number of local steps of a client in a round."""
+        return self.plan.num_steps(self.num_examples(client_id))
+
     def work(self, client_id: int) -> int:
         """Return the client's local work in a round: steps times batch size."""
-        num_examples = self.num_examples(client_id)
-        return self.plan.num_steps(num_examples) * min(self.plan.batch_size, num_examples)
+        pass_size = self.plan.pass_size(self.num_examples(client_id))
+        return self.num_steps(client_id) * min(self.plan.batch_size, pass_size)
 
     def fingerprint(self) -> str:
-        """Return a hash of which examples are whose."""
+        """Return a hash of which examples of the DataLoader's dataset are whose."""
         digest = hashlib.blake2b(digest_size=16)
+        picked = self._dataset.positions if isinstance(self._dataset, SampledSubset) else None
         for partition in self.partitions:
-            digest.update(partition.numpy().tobytes() + b"|")
+            indices = partition if picked is None else picked[partition]
+            digest.update(indices.numpy().tobytes() + b"|")
         return digest.hexdigest()
 
     def stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         """Yield each client of the cohort with its batches of this round; batches not taken are skipped."""
+        streams = self._stream(round_index, cohort)
+        if self._wrap is None:
+            yield from streams
+            return
+        wrap = self._wrap
+        for client_id, batches in streams:
+            yield client_id, (LocalBatch(wrap(batch.data), batch.size) for batch in batches)
+
+    def _stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         if self._bulk is not None:
             for client_id in cohort:
                 bulk = self._bulk
@@ -132,7 +177,7 @@ class ClientFeed:
 
     def _order(self, round_index: int, client_id: int) -> list[Tensor]:
         self._generator.manual_seed(derive_seed(self.seed, "batches", round_index, client_id))
-        return self.plan.batches(self.partitions[client_id], self._generator)
+        return self.plan.batches(self.partitions[client_id], self._generator, round_index)
 
     def _client_requests(self, round_index: int, client_id: int) -> list[Request]:
         return [
@@ -146,10 +191,10 @@ class ClientFeed:
         return LocalBatch(data, len(request[1]))
 
 
-def _worker_loader(loader: DataLoader[Any], requests: Any) -> DataLoader[Any]:
+def _worker_loader(loader: DataLoader[Any], dataset: Dataset[Any], requests: Any) -> DataLoader[Any]:
     """Return a DataLoader with the user's settings that loads what is requested, with workers that stay."""
     return DataLoader(
-        _SeededDataset(loader.dataset),
+        _SeededDataset(dataset),
         batch_sampler=requests,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,

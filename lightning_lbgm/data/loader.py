@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from typing import Any
 
 from lightning_lbgm.data.cohort import sample_cohort
-from lightning_lbgm.data.feed import ClientFeed, LocalBatch
+from lightning_lbgm.data.feed import Feed, LocalBatch
 
 __all__ = ["Round", "RoundLoader"]
 
@@ -24,11 +25,11 @@ class Round:
         num_steps: Local steps of each of them.
     """
 
-    def __init__(self, index: int, cohort: tuple[int, ...], feed: ClientFeed) -> None:
+    def __init__(self, index: int, cohort: tuple[int, ...], feed: Feed) -> None:
         self.index = index
         self.cohort = cohort
         self.num_examples = tuple(feed.num_examples(client_id) for client_id in cohort)
-        self.num_steps = tuple(feed.plan.num_steps(n) for n in self.num_examples)
+        self.num_steps = tuple(feed.num_steps(client_id) for client_id in cohort)
         self._feed = feed
 
     def clients(self) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
@@ -52,23 +53,51 @@ class Round:
 class RoundLoader:
     """Iterate over the rounds of an epoch.
 
+    Attributes that it has not itself (``dataset``, ``batch_size``, ``num_workers``, ``collate_fn`` and the like) are
+    those of the user's DataLoader, and items (``loader["a"]``) those of the user's collection of loaders.
+
     Args:
         feed: Where local batches come from.
         cohort_size: Clients in a round.
         rounds_per_epoch: Length of the loader.
         next_round: Returns the index of the round to come; it is asked as late as possible, so that a resumed run
             continues where the checkpoint was made.
+        prepare: Called before the first round, with the processes in step.
+        loader: The user's DataLoader, if there is one alone.
+        collection: What the user gave instead of a DataLoader, if anything.
     """
 
     def __init__(
-        self, feed: ClientFeed, cohort_size: int, rounds_per_epoch: int, next_round: Callable[[], int]
+        self,
+        feed: Feed,
+        cohort_size: int,
+        rounds_per_epoch: int,
+        next_round: Callable[[], int],
+        prepare: Callable[[], None] | None = None,
+        loader: Any = None,
+        collection: Any = None,
     ) -> None:
         self.feed = feed
         self.cohort_size = cohort_size
         self.rounds_per_epoch = rounds_per_epoch
         self._next_round = next_round
-        self._cohort = partial(sample_cohort, len(feed.partitions), cohort_size, feed.seed)
+        self._prepare = prepare
+        self._loader = loader
+        self._collection = collection
+        self._cohort = partial(sample_cohort, feed.num_clients, cohort_size, feed.seed)
         feed.next_cohort = self._cohort
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the user's DataLoader."""
+        if name.startswith("_") or self._loader is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._loader, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a member of the user's collection of loaders."""
+        if self._collection is None:
+            raise TypeError(f"{type(self).__name__!r} object is not subscriptable: there is one training loader")
+        return self._collection[key]
 
     def __len__(self) -> int:
         """Return the rounds in an epoch."""
@@ -76,6 +105,8 @@ class RoundLoader:
 
     def __iter__(self) -> Iterator[Round]:
         """Yield the rounds of one epoch."""
+        if self._prepare is not None:
+            self._prepare()
         for _ in range(self.rounds_per_epoch):
             index = self._next_round()
             yield Round(index, self._cohort(index), self.feed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 from lightning_lbgm.data.labels import find_labels
 from lightning_lbgm.rng import derive_seed
@@ -18,7 +17,6 @@ from lightning_lbgm.rng import derive_seed
 __all__ = [
     "DirichletPartitioner",
     "IIDPartitioner",
-    "NaturalPartitioner",
     "Partitioner",
     "PathologicalPartitioner",
     "make_partitions",
@@ -33,7 +31,8 @@ class Partitioner(ABC):
         """Return one array of example indices for each client.
 
         Args:
-            dataset: A map-style dataset of n examples.
+            dataset: A map-style dataset of n examples: the training DataLoader's, or a ``Subset`` of it if the
+                DataLoader has a sampler that picks a part.
             num_clients: K.
             rng: The only source of randomness to use.
         """
@@ -223,61 +222,4 @@ class DirichletPartitioner(Partitioner):
                 given = rng.choice(len(parts[largest]), size=spare, replace=False)
                 parts[client_id] = np.concatenate([parts[client_id], parts[largest][given]])
                 parts[largest] = np.delete(parts[largest], given)
-        return parts
-
-
-class NaturalPartitioner(Partitioner):
-    """Use the clients that the data comes with.
-
-    Args:
-        client_ids: One id (integer or string) for each example; clients are numbered in the order of the sorted ids.
-            None: each part of a ``ConcatDataset`` is a client, which is how to bring one dataset for each client.
-
-    Raises:
-        ValueError: At fit start, if the number of ids is not that of the examples, if the number of clients found is
-            not ``num_clients``, or if ``client_ids`` is None and the dataset is no ``ConcatDataset``.
-
-    Examples:
-        >>> from torch.utils.data import TensorDataset
-        >>> data = TensorDataset(torch.zeros(4, 1))
-        >>> [p.tolist() for p in make_partitions(data, 2, NaturalPartitioner(["b", "a", "b", "b"]), seed=0)]
-        [[1], [0, 2, 3]]
-    """
-
-    def __init__(self, client_ids: Sequence[Any] | None = None) -> None:
-        self.client_ids = client_ids
-
-    def partition(self, dataset: Dataset[Any], num_clients: int, rng: np.random.Generator) -> list[Any]:
-        if self.client_ids is not None:
-            given = self.client_ids
-            ids = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
-            if ids.ndim == 2 and ids.shape[1] == 1:
-                ids = ids[:, 0]
-            if ids.ndim != 1:
-                raise ValueError(
-                    f"`NaturalPartitioner(client_ids=...)` must be one-dimensional, one id for each example; got the"
-                    f" shape {ids.shape}."
-                )
-            _, owner = np.unique(ids, return_inverse=True)
-            if len(owner) != len(dataset):  # type: ignore[arg-type]
-                raise ValueError(
-                    f"`NaturalPartitioner(client_ids=...)` has {len(owner)} ids for {len(dataset)} training"  # type: ignore[arg-type]
-                    " examples: give one for each, in the dataset's order."
-                )
-            found = int(owner.max()) + 1
-            parts = [np.flatnonzero(owner == client_id) for client_id in range(found)]
-        elif isinstance(dataset, ConcatDataset):
-            starts = [0, *dataset.cumulative_sizes]
-            parts = [np.arange(begin, end) for begin, end in itertools.pairwise(starts)]
-            found = len(parts)
-        else:
-            raise ValueError(
-                f"`NaturalPartitioner()` makes each part of a `ConcatDataset` a client, but the training dataset is a"
-                f" {type(dataset).__name__}. Pass `NaturalPartitioner(client_ids)` with one id for each example, or"
-                " train on `ConcatDataset([client_0_dataset, client_1_dataset, ...])`."
-            )
-        if found != num_clients:
-            raise ValueError(
-                f"The training data has {found} clients, but `num_clients={num_clients}`: pass `num_clients={found}`."
-            )
         return parts

@@ -6,19 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_lbgm.data import BatchPlan, ClientFeed, LocalBatch, has_plain_sampler, plan_from_loader
+from lightning_lbgm.data import BatchPlan, ClientFeed, LocalBatch
 
 # Three clients of 5, 3 and 4 of 12 examples.
 PARTITIONS = [torch.tensor([0, 2, 4, 6, 8]), torch.tensor([1, 3, 5]), torch.tensor([7, 9, 10, 11])]
@@ -301,70 +291,3 @@ def test_the_users_worker_init_fn_is_run_in_each_worker():
     assert len(values) == 12
     assert set(values) == {0, 1}
     assert _worker is None  # not in this process
-
-
-# Reading the user's DataLoader
-
-
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_the_plan_has_the_loaders_settings(shuffle, drop_last):
-    loader = DataLoader(Augmented(), batch_size=5, shuffle=shuffle, drop_last=drop_last)
-    assert plan_from_loader(loader, local_epochs=3, local_steps=None) == BatchPlan(5, None, 3, shuffle, drop_last)
-    assert plan_from_loader(loader, local_epochs=None, local_steps=7) == BatchPlan(5, 7, 1, shuffle, drop_last)
-    assert plan_from_loader(loader, None, None) == BatchPlan(5, None, 1, shuffle, drop_last)
-
-
-def weighted():
-    return WeightedRandomSampler([1.0] * 12, 12)
-
-
-def test_any_sampler_but_the_sequential_one_shuffles():
-    def plan(sampler):
-        return plan_from_loader(DataLoader(Augmented(), batch_size=4, sampler=sampler), 1, None)
-
-    assert plan(weighted()).shuffle
-    assert plan(SubsetRandomSampler([0, 1])).shuffle
-    assert not plan(SequentialSampler(Augmented())).shuffle
-
-
-class OwnBatchSampler(BatchSampler):
-    pass
-
-
-@pytest.mark.parametrize(
-    "loader",
-    [
-        DataLoader(Augmented(), batch_sampler=[[0, 1], [2]]),
-        DataLoader(Augmented(), batch_sampler=BatchSampler(RandomSampler(Augmented()), 2, drop_last=False)),
-        DataLoader(Augmented(), batch_sampler=OwnBatchSampler(SequentialSampler(Augmented()), 2, drop_last=False)),
-        DataLoader(Augmented(), batch_size=None),
-    ],
-    ids=["list", "batch sampler", "subclass", "no batch size"],
-)
-def test_a_loader_without_a_batch_size_is_refused(loader):
-    with pytest.raises(ValueError, match="batch size of a client's local steps is unknown"):
-        plan_from_loader(loader, 1, None)
-
-
-class Endless(IterableDataset):
-    def __iter__(self):
-        return iter(())
-
-
-@pytest.mark.parametrize(
-    ("expected", "loader"),
-    [
-        (True, DataLoader(Augmented(), shuffle=True)),
-        (True, DataLoader(Augmented(), shuffle=False)),
-        (True, DataLoader(Augmented(), sampler=RandomSampler(Augmented()))),
-        (False, DataLoader(Augmented(), sampler=weighted())),
-        (False, DataLoader(Augmented(), sampler=SubsetRandomSampler([0, 1, 2]))),
-        (False, DataLoader(Augmented(), sampler=RandomSampler(Augmented(), replacement=True))),
-        (False, DataLoader(Augmented(), sampler=RandomSampler(Augmented(), num_samples=3))),
-        (False, DataLoader(Augmented(), sampler=[3, 1, 2])),
-        (False, DataLoader(Endless())),
-    ],
-)
-def test_a_plain_sampler_is_a_full_shuffle_or_none(expected, loader):
-    assert has_plain_sampler(loader) is expected

@@ -1,13 +1,16 @@
 """Labels are found without loading an example, and are one class for each."""
 
+import datetime
+
 import numpy as np
+import pandas
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from lightning_lbgm.data import find_labels
+from lightning_lbgm.data import NaturalPartitioner, find_labels, make_partitions
 
 
 class Unloadable(Dataset):
@@ -124,10 +127,99 @@ def test_the_error_names_the_dataset_that_has_no_labels():
         find_labels(ConcatDataset([Unloadable(2, targets=[0, 1]), Unloadable(2)]))
 
 
-@pytest.mark.parametrize("values", [[0.5, 1.0, 2.0], [0.0, float("nan"), 1.0]])
-def test_real_valued_labels_are_refused(values):
+def test_real_valued_labels_are_refused():
     with pytest.raises(ValueError, match="real numbers, not classes"):
-        find_labels(TensorDataset(torch.zeros(3), torch.tensor(values)))
+        find_labels(TensorDataset(torch.zeros(3), torch.tensor([0.5, 1.0, 2.0])))
+
+
+NAN = float("nan")
+MISSING = {
+    "None among integers": ([3, 1, None, 3, None], 2, 2),
+    "None among strings": (["a", None, "b", "a", "b"], 1, 1),
+    "NaN among strings": (["a", "b", NAN, "a", "b"], 1, 2),
+    "NaN among integers": ([1, 2, 3, NAN, 1], 1, 3),
+    "NumPy reals": (np.array([NAN, 1.0, NAN, NAN, 0.0]), 3, 0),
+    "NumPy objects": (np.array(["a", "b", "a", None, "b"], dtype=object), 1, 3),
+    "tensor": (torch.tensor([0.0, 1.0, 1.0, 0.0, NAN]), 1, 4),
+    "half precision": (torch.tensor([0.0, 1.0, NAN, 0.0, 1.0], dtype=torch.bfloat16), 1, 2),
+    "column": (torch.tensor([[0.0], [NAN], [1.0], [0.0], [1.0]]), 1, 1),
+    "masked": (np.ma.masked_array([1, 2, 1, 2, 1], [0, 0, 0, 1, 1]), 2, 3),
+    "dates": (np.array(["2020-01-01", "NaT", "2020-01-02", "NaT", "NaT"], dtype="datetime64[D]"), 3, 1),
+    "series": (pandas.Series([1, None, 3, 1, 3], index=[9, 8, 7, 6, 5]), 1, 1),
+    "series of strings": (pandas.Series(["a", "b", None, "a", "b"], dtype="string"), 1, 2),
+    "series of nullable integers": (pandas.Series([1, 2, 1, 2, None], dtype="Int64"), 1, 4),
+    "categorical": (pandas.Categorical(["a", None, "b", "a", "b"]), 1, 1),
+    "series of times": (pandas.Series(pandas.to_datetime(["2020-01-01", None, None, None, None])), 4, 1),
+}
+
+
+def as_labels(values):
+    find_labels(Unloadable(len(values)), values)
+
+
+def as_targets(values):
+    find_labels(Unloadable(len(values), targets=values))
+
+
+def as_ids(values):
+    make_partitions(Unloadable(len(values)), 2, NaturalPartitioner(values), seed=0)
+
+
+USES = [as_labels, as_targets, as_ids]
+
+
+@pytest.mark.parametrize(("values", "number", "position"), MISSING.values(), ids=MISSING.keys())
+@pytest.mark.parametrize("use", USES)
+def test_missing_labels_and_ids_are_counted_and_placed(use, values, number, position):
+    message = rf"{number} of 5 are missing \(None or NaN\), the first at position {position}"
+    with pytest.raises(ValueError, match=message):
+        use(values)
+
+
+@pytest.mark.parametrize("use", [as_labels, as_ids])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 2, "1"], "1 at position 0 of type int and '1' at position 2 of type str"),
+        (["a", b"b", "c"], "'a' at position 0 of type str and b'b' at position 1 of type bytes"),
+        ([object(), object(), object()], "type object, which cannot be sorted"),
+    ],
+)
+def test_labels_and_ids_of_different_types_are_refused(use, values, message):
+    with pytest.raises(ValueError, match=message):
+        use(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pandas.Series(["b", "a", "b"], index=[5, 3, 9]), [1, 0, 1]),
+        (pandas.Series([7, 5, 7], dtype="Int64"), [1, 0, 1]),
+        (pandas.Categorical(["b", "a", "b"], categories=["b", "a"]), [1, 0, 1]),
+        ([np.int64(4), 2, True], [2, 1, 0]),
+        ([torch.tensor(4), torch.tensor(2), torch.tensor(4)], [1, 0, 1]),
+        ([datetime.date(2021, 1, 2), datetime.date(2020, 1, 1), datetime.date(2021, 1, 2)], [1, 0, 1]),
+        (np.array(["2021-01-02", "2020-01-01", "2021-01-02"], dtype="datetime64[D]"), [1, 0, 1]),
+        (torch.tensor([4.0, 2.0, 4.0], requires_grad=True), [1, 0, 1]),
+        (torch.tensor([4.0, 2.0, 4.0], dtype=torch.bfloat16), [1, 0, 1]),
+        ([True, False, True], [1, 0, 1]),
+        ([2**70, 1, 2**70], [1, 0, 1]),
+        (range(2, -1, -1), [2, 1, 0]),
+        (["nan", "None", "nan"], [1, 0, 1]),  # as strings they are names
+    ],
+)
+def test_labels_and_ids_of_many_kinds_are_sorted(values, expected):
+    assert find_labels(Unloadable(3), values).tolist() == expected
+    parts = make_partitions(Unloadable(3), len(set(expected)), NaturalPartitioner(values), seed=0)
+    assert [part.tolist() for part in parts] == [
+        [i for i in range(3) if expected[i] == k] for k in sorted(set(expected))
+    ]
+
+
+def test_numbers_and_strings_of_two_parts_of_a_concatenation_are_not_mixed():
+    parts = ConcatDataset([Unloadable(2, targets=[0, 1]), Unloadable(2, targets=["0", "1"])])
+    with pytest.raises(ValueError, match="of different types, 0 at position 0 of type int and '0' at position 2"):
+        find_labels(parts)
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2, 3], torch.zeros(3, 2), np.zeros((3, 1, 1)), []])

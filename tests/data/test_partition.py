@@ -391,7 +391,7 @@ def test_natural_refuses_ids_that_are_not_one_for_each_example(ids):
 
 
 def test_natural_refuses_a_dataset_that_is_no_concatenation():
-    dataset = Subset(ConcatDataset([TensorDataset(torch.zeros(2)), TensorDataset(torch.zeros(2))]), [0, 1, 2, 3])
+    dataset = Subset(TensorDataset(torch.zeros(4)), [0, 1, 2, 3])
     with pytest.raises(ValueError, match="the training dataset is a Subset"):
         make_partitions(dataset, 2, NaturalPartitioner(), seed=0)
 

@@ -19,7 +19,7 @@ from lightning.fabric.utilities.distributed import (
     _sync_ddp_if_available,
 )
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.precision import Precision
@@ -29,11 +29,12 @@ from lightning.pytorch.trainer.connectors.data_connector import _get_distributed
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.data import _update_dataloader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.overrides import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_lbgm._twin import is_a, is_exactly, namesakes, native
 from lightning_lbgm.clients import LogCapture, direct_step
 from lightning_lbgm.data import Round
 
@@ -44,6 +45,7 @@ __all__ = [
     "captured_log",
     "gather_tensor",
     "handles_unscaling",
+    "has_plain_precision",
     "init_process_group",
     "is_compiled",
     "local_step",
@@ -103,17 +105,26 @@ def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[No
 def overridden_batch_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Return the hooks around a batch's transfer that the module or the datamodule overrides."""
     owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
-    return [hook for hook in _BATCH_HOOKS if any(is_overridden(hook, owner) for owner in owners)]
+    return [hook for hook in _BATCH_HOOKS if any(_is_overridden(hook, owner) for owner in owners)]
 
 
 def overridden_step_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Return the hooks within an optimizer step that the module or a callback overrides."""
-    # The parent is named because MLflow's autologging adds a callback of the twin package, pytorch_lightning.
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    hooks = [hook for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS) if is_overridden(hook, module)]
-    return hooks + [
-        hook for hook in _STEP_HOOKS if any(is_overridden(hook, callback, parent=pl.Callback) for callback in callbacks)
-    ]
+    hooks = [hook for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS) if _is_overridden(hook, module)]
+    return hooks + [hook for hook in _STEP_HOOKS if any(_is_overridden(hook, callback) for callback in callbacks)]
+
+
+def _is_overridden(hook: str, owner: object) -> bool:
+    """Whether a module, datamodule or callback of either package has a hook of its own."""
+    bases = (pl.LightningModule, pl.LightningDataModule, pl.Callback)
+    parents = [cls for base in bases for cls in namesakes(base) if isinstance(owner, cls)]
+    return all(is_overridden(hook, owner, parent) for parent in parents or [pl.Callback])
+
+
+def has_plain_precision(trainer: pl.Trainer) -> bool:
+    """Whether the precision plugin has nothing to do."""
+    return is_exactly(trainer.precision_plugin, Precision)
 
 
 def batch_transfer(
@@ -127,7 +138,7 @@ def batch_transfer(
         to_device: The strategy's own ``batch_to_device``, which calls the other two batch hooks.
     """
     hooked = overridden_batch_hooks(trainer, module)
-    if trainer.strategy.root_device.type == "cpu" and not hooked and type(trainer.precision_plugin) is Precision:
+    if trainer.strategy.root_device.type == "cpu" and not hooked and has_plain_precision(trainer):
         return None
 
     def transfer(batch: Any) -> Any:
@@ -208,7 +219,7 @@ def local_step(
         precision.optimizer_step(optimizer, model=module, closure=closure)
         return losses[0]
 
-    return full_step if hooked or type(precision) is not Precision else plain_step
+    return plain_step if not hooked and has_plain_precision(trainer) else full_step
 
 
 def loss_of(output: Any) -> Tensor | None:
@@ -237,8 +248,8 @@ def make_launcher(strategy: Any) -> Any:
     """
     environment = strategy.cluster_environment
     if _IS_INTERACTIVE and not environment.creates_processes_externally:
-        return _MultiProcessingLauncher(strategy, start_method="fork")
-    return _SubprocessScriptLauncher(environment, strategy.num_processes, strategy.num_nodes)
+        return native(strategy, _MultiProcessingLauncher)(strategy, start_method="fork")
+    return native(strategy, _SubprocessScriptLauncher)(environment, strategy.num_processes, strategy.num_nodes)
 
 
 def init_process_group(environment: ClusterEnvironment, device: torch.device) -> None:
@@ -275,11 +286,11 @@ def shard_loader(trainer: pl.Trainer, loader: object, num_replicas: int, rank: i
         num_replicas=num_replicas,
         rank=rank,
     )
-    if isinstance(loader.batch_sampler, _IndexBatchSamplerWrapper):
+    if is_a(loader.batch_sampler, _IndexBatchSamplerWrapper):
         # For predictions Lightning has made a loader of its own already, which cannot be made over again.
         loader.batch_sampler._batch_sampler.sampler = sampler  # type: ignore[attr-defined]
         return loader
-    return _update_dataloader(loader, sampler, mode=mode)
+    return native(trainer, _update_dataloader)(loader, sampler, mode=mode)
 
 
 handles_unscaling = _optimizer_handles_unscaling
@@ -293,16 +304,16 @@ class ClientProgress:
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
-        self._bar = trainer.progress_bar_callback
+        self._bar: Any = trainer.progress_bar_callback
         self._description: str | None = None
 
     @property
     def is_shown(self) -> bool:
         """Whether there is a bar to write to."""
-        bar: ProgressBar | None = self._bar
-        if isinstance(bar, TQDMProgressBar):
+        bar = self._bar
+        if is_a(bar, TQDMProgressBar):
             return bar.is_enabled and bar._train_progress_bar is not None
-        if isinstance(bar, RichProgressBar):
+        if is_a(bar, RichProgressBar):
             return bar.is_enabled and bar.progress is not None and bar.train_progress_bar_id is not None
         return False
 
@@ -319,15 +330,13 @@ class ClientProgress:
             self._description = None
 
     def _read(self) -> str:
-        if isinstance(self._bar, TQDMProgressBar):
-            return self._bar.train_progress_bar.desc.removesuffix(": ")
-        assert isinstance(self._bar, RichProgressBar)
-        return self._bar.train_progress_bar.description
+        if is_a(self._bar, TQDMProgressBar):
+            return str(self._bar.train_progress_bar.desc).removesuffix(": ")
+        return str(self._bar.train_progress_bar.description)
 
     def _write(self, description: str) -> None:
-        if isinstance(self._bar, TQDMProgressBar):
+        if is_a(self._bar, TQDMProgressBar):
             self._bar.train_progress_bar.set_description(description)
-        elif isinstance(self._bar, RichProgressBar) and self._bar.progress is not None:
-            assert self._bar.train_progress_bar_id is not None
+        elif is_a(self._bar, RichProgressBar) and self._bar.progress is not None:
             self._bar.progress.update(self._bar.train_progress_bar_id, description=description.replace(" [", " \\["))
             self._bar.refresh()

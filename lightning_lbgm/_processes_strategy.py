@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_lbgm import _lightning
+from lightning_lbgm import _lightning, _twin
 from lightning_lbgm._checks import check_environment
 from lightning_lbgm.processes import ProcessGroupWorld, World
 
@@ -76,6 +76,7 @@ class ProcessesStrategy(SingleDeviceStrategy):
 
     @override
     def _configure_launcher(self) -> None:
+        _twin.adopt_strategy(self)
         if isinstance(self.cluster_environment, TorchElasticEnvironment):
             # Processes that do not know of each other would each run the whole federation and write the same files.
             self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
@@ -86,7 +87,9 @@ class ProcessesStrategy(SingleDeviceStrategy):
 
     @override
     def setup_environment(self) -> None:
+        assert self.lightning_module is not None
         check_environment(self._layer_sync is not None)
+        _twin.adopt_callbacks(self.lightning_module.trainer)
         self.set_world_ranks()  # again, for forked processes
         super().setup_environment()
         if self.world_size == 1:
@@ -94,7 +97,6 @@ class ProcessesStrategy(SingleDeviceStrategy):
         if self._sets_threads and self.root_device.type == "cpu":
             torch.set_num_threads(1)  # threads inside small operations cost more than they give
         assert self.cluster_environment is not None
-        assert self.lightning_module is not None
         if not self.world.is_open or self.world.size == 1:
             _lightning.init_process_group(self.cluster_environment, self.root_device)
             self.world = ProcessGroupWorld()

@@ -51,6 +51,7 @@ __all__ = [
     "local_step",
     "loss_of",
     "make_launcher",
+    "num_in_foreign_group",
     "overridden_batch_hooks",
     "overridden_step_hooks",
     "pass_rounds_through",
@@ -252,14 +253,28 @@ def make_launcher(strategy: Any) -> Any:
     return native(strategy, _SubprocessScriptLauncher)(environment, strategy.num_processes, strategy.num_nodes)
 
 
+_own_group: int | None = None  # its `id`: a reference would keep the connection open when the group is destroyed
+
+
 def init_process_group(environment: ClusterEnvironment, device: torch.device) -> None:
-    """Connect the processes, where they are not yet."""
+    """Connect the processes, unless they are connected already."""
+    global _own_group
+    if torch.distributed.is_initialized():
+        return
     _init_dist_connection(
         environment,
         _get_default_process_group_backend_for_device(device),
         timeout=default_pg_timeout,
         device_id=None if device.type == "cpu" else device,
     )
+    _own_group = id(torch.distributed.group.WORLD)
+
+
+def num_in_foreign_group() -> int:
+    """Return the size of torch's process group if `init_process_group` has not made it; 0 if there is none such."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 0
+    return 0 if id(torch.distributed.group.WORLD) == _own_group else torch.distributed.get_world_size()
 
 
 def take_over_distributed_sampler(trainer: pl.Trainer) -> bool:

@@ -14,8 +14,6 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning_utilities.core.imports import RequirementCache
 
-from lightning_lbgm._twin import is_a
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -135,7 +133,7 @@ def _candidates(trainer: pl.Trainer, monitor: str | None) -> Iterator[str]:
         yield monitor
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if is_a(callback, ModelCheckpoint, EarlyStopping) and callback.monitor:
+        if isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor:
             yield callback.monitor
     yield from _PLAIN_NAMES
     names = [name for name in trainer.callback_metrics if not name.startswith(_OUR_PREFIXES)]

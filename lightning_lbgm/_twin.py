@@ -1,8 +1,8 @@
 """Lightning under its other name: objects of ``pytorch_lightning`` and of ``lightning.pytorch`` in one federation.
 
 Both packages have the same classes at the same places, but ``isinstance`` does not know that, so a Trainer of one
-refuses a strategy or a module of the other. This package is written over ``lightning.pytorch``. When the process imports
-``pytorch_lightning``, before or after this package, three things are done once:
+refuses a strategy or a module of the other. This package is written over ``lightning.pytorch``. When the process
+imports ``pytorch_lightning``, before or after this package, three things are done once:
 
 - this package's strategy and callbacks are declared to be its strategies and callbacks too, and the strategy is
   registered there by name;
@@ -21,6 +21,7 @@ imports it, this costs one look at each import's name.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import importlib
 import sys
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
@@ -108,12 +109,13 @@ class _Adopted:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle as an object of the class that the user wrote."""
         reduced = super().__reduce_ex__(protocol)
-        if isinstance(reduced, str):
+        if isinstance(reduced, str) or type(self) not in reduced[1]:
             return reduced
         function, arguments, *rest = reduced
-        original = {type(self): self._lbgm_original}
-        plain = tuple(original.get(a, a) if isinstance(a, type) else a for a in (function, *arguments))
-        return plain[0], plain[1:], *rest
+        original = self._lbgm_original
+        if function is copyreg.__newobj__:  # which insists on the object's present class
+            function = original.__new__
+        return function, tuple(original if a is type(self) else a for a in arguments), *rest
 
 
 class _AdoptedModule(_Adopted):
@@ -183,10 +185,11 @@ def _adopted(cls: type, twins: bool) -> type:
         return list(dict.fromkeys([*front, *behind, object]))
 
     metaclass = type(type(cls).__name__, (type(cls),), {"mro": mro})
-    copied = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     # The user's class is the first base, for an object's class can only be replaced by one of the same layout.
-    adopted: type = metaclass(cls.__name__, (cls, helper), {**copied, "_lbgm_original": cls})
-    return adopted
+    adopted: Any = metaclass(cls.__name__, (cls, helper), names)
+    adopted._lbgm_original = cls  # not among the names: MLflow's metaclass wraps what can be called there
+    return cast("type", adopted)
 
 
 def _is_twins(instance: object) -> bool:

@@ -303,7 +303,7 @@ def shard_loader(trainer: pl.Trainer, loader: object, num_replicas: int, rank: i
     )
     if is_a(loader.batch_sampler, _IndexBatchSamplerWrapper):
         # For predictions Lightning has made a loader of its own already, which cannot be made over again.
-        loader.batch_sampler._batch_sampler.sampler = sampler  # type: ignore[attr-defined]
+        loader.batch_sampler._batch_sampler.sampler = sampler  # type: ignore[union-attr]
         return loader
     return native(trainer, _update_dataloader)(loader, sampler, mode=mode)
 

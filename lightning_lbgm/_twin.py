@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
@@ -113,7 +113,7 @@ class _Adopted:
             return reduced
         function, arguments, *rest = reduced
         original = self._lbgm_original
-        if function is copyreg.__newobj__:  # which insists on the object's present class
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # which insists on the object's present class
             function = original.__new__
         return function, tuple(original if a is type(self) else a for a in arguments), *rest
 
@@ -147,9 +147,10 @@ def adopt(instance: Any, twins: bool) -> None:
 
 def adopt_strategy(strategy: Any) -> None:
     """Let a strategy run the code of its Trainer's package, of which is the accelerator that it has been given."""
-    if _is_twins(strategy.accelerator):
+    twins, original = _is_twins(strategy.accelerator), _original(strategy)
+    if twins:
         _check_versions()
-        strategy.__class__ = _adopted(type(strategy), twins=True)
+    strategy.__class__ = _adopted(original, twins) if twins else original
 
 
 def adopt_callbacks(trainer: Any) -> None:
@@ -161,7 +162,7 @@ def adopt_callbacks(trainer: Any) -> None:
 
 def _adopt(instance: Any, kind: type, twins: bool) -> None:
     own = counterpart(kind) if twins else kind
-    original = getattr(type(instance), "_lbgm_original", type(instance))
+    original = _original(instance)
     if own is not None and not issubclass(original, own):
         _check_versions()
         instance.__class__ = _adopted(original, twins)
@@ -169,8 +170,13 @@ def _adopt(instance: Any, kind: type, twins: bool) -> None:
         instance.__class__ = original
 
 
+def _original(instance: object) -> Any:
+    """Return an object's class before it was adopted."""
+    return getattr(type(instance), "_lbgm_original", type(instance))
+
+
 @functools.cache
-def _adopted(cls: type, twins: bool) -> type:
+def _adopted(cls: Any, twins: bool) -> Any:
     """Return a subclass in which each class of the other package comes after all of the wanted one's."""
     helper = _AdoptedModule if issubclass(cls, nn.Module) else _Adopted
 
@@ -187,9 +193,9 @@ def _adopted(cls: type, twins: bool) -> type:
     metaclass = type(type(cls).__name__, (type(cls),), {"mro": mro})
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     # The user's class is the first base, for an object's class can only be replaced by one of the same layout.
-    adopted: Any = metaclass(cls.__name__, (cls, helper), names)
+    adopted = metaclass(cls.__name__, (cls, helper), names)
     adopted._lbgm_original = cls  # not among the names: MLflow's metaclass wraps what can be called there
-    return cast("type", adopted)
+    return adopted
 
 
 def _is_twins(instance: object) -> bool:
@@ -260,7 +266,8 @@ def _meet(strategy: Any, callbacks: tuple[type, ...], twin: Any) -> None:
         for cls in callback.__mro__:
             if pl.Callback in cls.__bases__ and _lies_in(cls, __package__):
                 cls.__bases__ = tuple(dict.fromkeys((*cls.__bases__, twin.Callback)))
-    for trainer, twins in ((pl.Trainer, False), (twin.Trainer, True)):
+    trainers: list[tuple[Any, bool]] = [(pl.Trainer, False), (twin.Trainer, True)]
+    for trainer, twins in trainers:
         trainer.__init__ = _adopting_settings(trainer.__init__, strategy, twins)
         for name in _ENTRIES:
             setattr(trainer, name, _adopting_arguments(getattr(trainer, name), strategy, twins))

@@ -1,5 +1,6 @@
 """Federated learning for PyTorch Lightning, with its communication compressed, measured and logged."""
 
+from lightning_lbgm import _twin
 from lightning_lbgm.__about__ import __version__
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.convergence import ConvergenceMonitor
@@ -46,3 +47,5 @@ __all__ = [
     "TopK",
     "__version__",
 ]
+
+_twin.when_imported(LBGMFederated, [LBGMCallback, ConvergenceMonitor, GradientSpaceCallback])

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_lbgm._twin import is_a
 from lightning_lbgm.data import iterates_by_itself
 
 __all__ = [
@@ -68,7 +69,7 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             " clients' optimizer steps itself. Use automatic optimization."
         )
     scheduled = any(
-        isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
+        is_a(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
         for callback in trainer.callbacks  # type: ignore[attr-defined]
     )
     if trainer.accumulate_grad_batches != 1 or scheduled:

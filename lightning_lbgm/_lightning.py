@@ -19,7 +19,7 @@ from lightning.fabric.utilities.distributed import (
     _sync_ddp_if_available,
 )
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.precision import Precision
@@ -31,11 +31,12 @@ from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import _update_dataloader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.overrides import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_lbgm._twin import is_a, is_exactly, namesakes, native
 from lightning_lbgm.clients import LogCapture, direct_step
 from lightning_lbgm.data import Round, TrainLoaders
 
@@ -49,11 +50,13 @@ __all__ = [
     "extend_learning_rate_trial",
     "gather_tensor",
     "handles_unscaling",
+    "has_plain_precision",
     "init_process_group",
     "is_compiled",
     "local_step",
     "loss_of",
     "make_launcher",
+    "num_in_foreign_group",
     "overridden_batch_hooks",
     "overridden_step_hooks",
     "pass_rounds_through",
@@ -162,17 +165,26 @@ def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[No
 def overridden_batch_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Return the hooks around a batch's transfer that the module or the datamodule overrides."""
     owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
-    return [hook for hook in _BATCH_HOOKS if any(is_overridden(hook, owner) for owner in owners)]
+    return [hook for hook in _BATCH_HOOKS if any(_is_overridden(hook, owner) for owner in owners)]
 
 
 def overridden_step_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Return the hooks within an optimizer step that the module or a callback overrides."""
-    # The parent is named because MLflow's autologging adds a callback of the twin package, pytorch_lightning.
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    hooks = [hook for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS) if is_overridden(hook, module)]
-    return hooks + [
-        hook for hook in _STEP_HOOKS if any(is_overridden(hook, callback, parent=pl.Callback) for callback in callbacks)
-    ]
+    hooks = [hook for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS) if _is_overridden(hook, module)]
+    return hooks + [hook for hook in _STEP_HOOKS if any(_is_overridden(hook, callback) for callback in callbacks)]
+
+
+def _is_overridden(hook: str, owner: object) -> bool:
+    """Whether a module, datamodule or callback of either package has a hook of its own."""
+    bases = (pl.LightningModule, pl.LightningDataModule, pl.Callback)
+    parents = [cls for base in bases for cls in namesakes(base) if isinstance(owner, cls)]
+    return all(is_overridden(hook, owner, parent) for parent in parents or [pl.Callback])
+
+
+def has_plain_precision(trainer: pl.Trainer) -> bool:
+    """Whether the precision plugin has nothing to do."""
+    return is_exactly(trainer.precision_plugin, Precision)
 
 
 def batch_transfer(
@@ -186,7 +198,7 @@ def batch_transfer(
         to_device: The strategy's own ``batch_to_device``, which calls the other two batch hooks.
     """
     hooked = overridden_batch_hooks(trainer, module)
-    if trainer.strategy.root_device.type == "cpu" and not hooked and type(trainer.precision_plugin) is Precision:
+    if trainer.strategy.root_device.type == "cpu" and not hooked and has_plain_precision(trainer):
         return None
 
     def transfer(batch: Any) -> Any:
@@ -267,7 +279,7 @@ def local_step(
         precision.optimizer_step(optimizer, model=module, closure=closure)
         return losses[0]
 
-    return full_step if hooked or type(precision) is not Precision else plain_step
+    return plain_step if not hooked and has_plain_precision(trainer) else full_step
 
 
 def loss_of(output: Any) -> Tensor | None:
@@ -296,18 +308,32 @@ def make_launcher(strategy: Any) -> Any:
     """
     environment = strategy.cluster_environment
     if _IS_INTERACTIVE and not environment.creates_processes_externally:
-        return _MultiProcessingLauncher(strategy, start_method="fork")
-    return _SubprocessScriptLauncher(environment, strategy.num_processes, strategy.num_nodes)
+        return native(strategy, _MultiProcessingLauncher)(strategy, start_method="fork")
+    return native(strategy, _SubprocessScriptLauncher)(environment, strategy.num_processes, strategy.num_nodes)
+
+
+_own_group: int | None = None  # its `id`: a reference would keep the connection open when the group is destroyed
 
 
 def init_process_group(environment: ClusterEnvironment, device: torch.device) -> None:
-    """Connect the processes, where they are not yet."""
+    """Connect the processes, unless they are connected already."""
+    global _own_group
+    if torch.distributed.is_initialized():
+        return
     _init_dist_connection(
         environment,
         _get_default_process_group_backend_for_device(device),
         timeout=default_pg_timeout,
         device_id=None if device.type == "cpu" else device,
     )
+    _own_group = id(torch.distributed.group.WORLD)
+
+
+def num_in_foreign_group() -> int:
+    """Return the size of torch's process group if `init_process_group` has not made it; 0 if there is none such."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 0
+    return 0 if id(torch.distributed.group.WORLD) == _own_group else torch.distributed.get_world_size()
 
 
 def take_over_distributed_sampler(trainer: pl.Trainer) -> bool:
@@ -334,11 +360,11 @@ def shard_loader(trainer: pl.Trainer, loader: object, num_replicas: int, rank: i
         num_replicas=num_replicas,
         rank=rank,
     )
-    if isinstance(loader.batch_sampler, _IndexBatchSamplerWrapper):
+    if is_a(loader.batch_sampler, _IndexBatchSamplerWrapper):
         # For predictions Lightning has made a loader of its own already, which cannot be made over again.
-        loader.batch_sampler._batch_sampler.sampler = sampler  # type: ignore[attr-defined]
+        loader.batch_sampler._batch_sampler.sampler = sampler  # type: ignore[union-attr]
         return loader
-    return _update_dataloader(loader, sampler, mode=mode)
+    return native(trainer, _update_dataloader)(loader, sampler, mode=mode)
 
 
 handles_unscaling = _optimizer_handles_unscaling
@@ -352,16 +378,16 @@ class ClientProgress:
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
-        self._bar = trainer.progress_bar_callback
+        self._bar: Any = trainer.progress_bar_callback
         self._description: str | None = None
 
     @property
     def is_shown(self) -> bool:
         """Whether there is a bar to write to."""
-        bar: ProgressBar | None = self._bar
-        if isinstance(bar, TQDMProgressBar):
+        bar = self._bar
+        if is_a(bar, TQDMProgressBar):
             return bar.is_enabled and bar._train_progress_bar is not None
-        if isinstance(bar, RichProgressBar):
+        if is_a(bar, RichProgressBar):
             return bar.is_enabled and bar.progress is not None and bar.train_progress_bar_id is not None
         return False
 
@@ -378,15 +404,13 @@ class ClientProgress:
             self._description = None
 
     def _read(self) -> str:
-        if isinstance(self._bar, TQDMProgressBar):
-            return self._bar.train_progress_bar.desc.removesuffix(": ")
-        assert isinstance(self._bar, RichProgressBar)
-        return self._bar.train_progress_bar.description
+        if is_a(self._bar, TQDMProgressBar):
+            return str(self._bar.train_progress_bar.desc).removesuffix(": ")
+        return str(self._bar.train_progress_bar.description)
 
     def _write(self, description: str) -> None:
-        if isinstance(self._bar, TQDMProgressBar):
+        if is_a(self._bar, TQDMProgressBar):
             self._bar.train_progress_bar.set_description(description)
-        elif isinstance(self._bar, RichProgressBar) and self._bar.progress is not None:
-            assert self._bar.train_progress_bar_id is not None
+        elif is_a(self._bar, RichProgressBar) and self._bar.progress is not None:
             self._bar.progress.update(self._bar.train_progress_bar_id, description=description.replace(" [", " \\["))
             self._bar.refresh()

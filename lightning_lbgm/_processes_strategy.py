@@ -7,25 +7,29 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.environments import ClusterEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_lbgm import _lightning
+from lightning_lbgm import _lightning, _twin
 from lightning_lbgm._checks import check_environment
+from lightning_lbgm._cluster import check_alone, check_local_rank, check_process_group, check_rank, size_of_cluster
 from lightning_lbgm.processes import ProcessGroupWorld, World
 
 __all__ = ["ProcessesStrategy"]
 
 
 class ProcessesStrategy(SingleDeviceStrategy):
-    """One device in this process, and as many processes as the ``Trainer`` has devices on all nodes.
+    """One device in this process, and as many processes as the cluster has made or the ``Trainer`` has devices.
 
-    With one device it is a ``SingleDeviceStrategy``: no launcher, no process group. The base stays that class with
-    several too, for ``torch.compile`` and MPS restrict others.
+    If the cluster environment says that something else has made the processes (``torchrun``, SLURM, MPI, Ray Train),
+    the world is the environment's, whatever the number of devices in a process. Otherwise it is the devices on all
+    nodes. In a world of one it is a ``SingleDeviceStrategy``: no launcher, no process group. The base stays that class
+    with several too, because ``torch.compile`` and MPS restrict others.
     """
 
     # Filled by the Trainer because they exist.
@@ -44,7 +48,11 @@ class ProcessesStrategy(SingleDeviceStrategy):
     @property
     @override
     def root_device(self) -> torch.device:
-        return self.parallel_devices[self.local_rank] if self.parallel_devices else self._root_device
+        devices = self.parallel_devices or [self._root_device]
+        if len(devices) == 1:  # also of a process with a higher local rank, which sees its own device alone
+            return devices[0]
+        check_local_rank(self.local_rank, devices)
+        return devices[self.local_rank]
 
     @property
     def num_processes(self) -> int:
@@ -64,21 +72,24 @@ class ProcessesStrategy(SingleDeviceStrategy):
     def set_world_ranks(self) -> None:
         """Read the ranks off the cluster environment; the Trainer calls it when it is made."""
         environment = self.cluster_environment
-        if environment is None or self.num_nodes * self.num_processes == 1:
+        if environment is None or (self.num_nodes * self.num_processes == 1 and size_of_cluster(environment) == 1):
             return
         self.local_rank, self.node_rank = environment.local_rank(), environment.node_rank()
         # Environments that are told by their launcher ignore both.
         environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
         environment.set_world_size(self.num_nodes * self.num_processes)
         self.global_rank, self.world_size = environment.global_rank(), environment.world_size()
+        check_rank(environment, self.global_rank, self.world_size)
         for decorator in (rank_zero_only, utilities_rank_zero_only):
             decorator.rank = self.global_rank  # type: ignore[attr-defined]
 
     @override
     def _configure_launcher(self) -> None:
-        if isinstance(self.cluster_environment, TorchElasticEnvironment):
-            # Processes that do not know of each other would each run the whole federation and write the same files.
-            self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
+        _twin.adopt_strategy(self)
+        environment = self.cluster_environment
+        if environment is not None and self.num_nodes * self.num_processes * size_of_cluster(environment) > 1:
+            # What torchrun and SLURM refuse. Lightning asks only when it launches, and for one process not at all.
+            environment.validate_settings(self.num_processes, self.num_nodes)
         if self.world_size > 1:
             # Before the launcher, which sets the variable itself.
             self._sets_threads = "OMP_NUM_THREADS" not in os.environ
@@ -86,18 +97,22 @@ class ProcessesStrategy(SingleDeviceStrategy):
 
     @override
     def setup_environment(self) -> None:
+        assert self.lightning_module is not None
         check_environment(self._layer_sync is not None)
+        _twin.adopt_callbacks(self.lightning_module.trainer)
         self.set_world_ranks()  # again, for forked processes
         super().setup_environment()
         if self.world_size == 1:
+            if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+                check_alone(self.cluster_environment, _lightning.num_in_foreign_group())
             return
         if self._sets_threads and self.root_device.type == "cpu":
             torch.set_num_threads(1)  # threads inside small operations cost more than they give
         assert self.cluster_environment is not None
-        assert self.lightning_module is not None
         if not self.world.is_open or self.world.size == 1:
             _lightning.init_process_group(self.cluster_environment, self.root_device)
-            self.world = ProcessGroupWorld()
+            check_process_group(self.global_rank, self.world_size)
+            self.world = ProcessGroupWorld(is_ours=_lightning.num_in_foreign_group() == 0)
         # Lightning shards loaders only for its own parallel strategies, so `process_dataloader` does it.
         self._shards_evaluation |= _lightning.take_over_distributed_sampler(self.lightning_module.trainer)
 

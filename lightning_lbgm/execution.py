@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -172,7 +171,7 @@ def find_obstacle(
     """Return why clients cannot be vectorised, as far as that is known without trying; None where nothing is known."""
     if flat.device.type not in ("cpu", "cuda"):
         return f"the device {flat.device.type!r} is neither a CPU nor a CUDA GPU"
-    if type(trainer.precision_plugin) is not Precision:
+    if not _lightning.has_plain_precision(trainer):
         return f"precision {trainer.precision!r} needs a {type(trainer.precision_plugin).__name__} plugin"
     if _lightning.is_compiled(module):
         return "the module is compiled"

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lightning_lbgm._lightning import handles_unscaling
 from lightning_lbgm._outputs import can_draw, metric_to_draw, write_figures, write_table, writes_files
+from lightning_lbgm._twin import is_a
 from lightning_lbgm.epoch_gradient import EpochGradient, all_finite
 from lightning_lbgm.gradient_space import GradientSpace, check_analysis
 from lightning_lbgm.gradient_space_report import GradientSpaceHistory
@@ -119,7 +120,7 @@ class GradientSpaceCallback(Callback):
                 " only the clients' own. Use it without `strategy=LBGMFederated(...)`; there `LBGMCallback` draws the"
                 " LBP errors of each client."
             )
-        if isinstance(trainer.strategy, _SHARDED):
+        if is_a(trainer.strategy, *_SHARDED):
             raise MisconfigurationException(
                 f"`GradientSpaceCallback` needs whole gradients, but {type(trainer.strategy).__name__} shards them. Use"
                 " `Trainer(strategy='ddp')` or one device, or drop the callback."

@@ -71,14 +71,21 @@ class ProcessGroupWorld(World):
     Objects travel through Gloo, for it notices at once that a process has ended. So a method that sends objects stands
     before one that sends tensors through NCCL, which would wait.
 
+    Args:
+        is_ours: Whether the process group is the federation's own. If another has made it, ``close`` leaves it alone:
+            the federation talks through a group of its own, and closes that.
+
     Raises:
         RuntimeError: In every method but ``close``, where another process has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_ours: bool = True) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self._objects: Any = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._is_ours = is_ours
+        is_gloo = dist.get_backend() == "gloo"
+        self._objects: Any = dist.group.WORLD if is_gloo and is_ours else dist.new_group(backend="gloo")
+        self._tensors: Any = self._objects if is_gloo else dist.group.WORLD
 
     @property
     def is_open(self) -> bool:
@@ -86,7 +93,7 @@ class ProcessGroupWorld(World):
 
     def all_reduce_sum(self, tensor: Tensor) -> None:
         with _explained():
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._tensors)
 
     def gather(self, value: Any, purpose: str) -> list[Any]:
         parts: list[Any] = [None] * self.size
@@ -120,9 +127,9 @@ class ProcessGroupWorld(World):
                     states.update(to_device(box[0], device))
 
     def close(self) -> None:
-        self._objects = None
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        objects, self._objects, self._tensors = self._objects, None, None
+        if dist.is_initialized() and (self._is_ours or objects is not None):
+            dist.destroy_process_group(None if self._is_ours else objects)
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:

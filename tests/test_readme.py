@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sqlite3
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TinyModule, make_data
 from torch.utils.data import DataLoader
 
@@ -94,6 +96,20 @@ def test_the_gradient_space_recipe_needs_no_data(tmp_path):
     names = {f"gradient_space_{name}.png" for name in ("components", "principal", "cosines")}
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == names
     assert {path.name for path in (tmp_path / "out" / "mlruns").rglob("*.png")} == names
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'")
+def test_the_ray_recipe_trains_as_two_devices_do(tmp_path):
+    for folder, options in (("ray", ()), ("devices", ("--without-ray",))):
+        arguments = ("--rounds=3", "--clients=5", f"--output={folder}", *options)
+        out = run_recipe("-m", "recipes.ray.mnist", *arguments, cwd=tmp_path, LBGM_DATA="")
+        assert "2 processes: validation accuracy" in out
+    one, two = (torch.load(tmp_path / folder / "module.pt") for folder in ("ray", "devices"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    rows = [(tmp_path / folder / "clients.csv").read_text() for folder in ("ray", "devices")]
+    assert rows[0] == rows[1]
+    assert len(rows[0].splitlines()) == 1 + 3 * 5  # written by one worker
 
 
 def mnist_folder() -> Path | None:

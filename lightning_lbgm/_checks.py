@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_lbgm._twin import is_a
+from lightning_lbgm._twin import is_a, namesakes
 from lightning_lbgm.data import iterates_by_itself
 
 __all__ = [
@@ -104,7 +104,7 @@ def check_limits(trainer: pl.Trainer, rounds_per_epoch: int) -> None:
 def check_finders(trainer: pl.Trainer) -> None:
     """Refuse a finder at the start of a resumed run: Lightning then counts steps from 0, the federation does not."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for finder in (BatchSizeFinder, LearningRateFinder):
+        for finder in (*namesakes(BatchSizeFinder), *namesakes(LearningRateFinder)):
             at_start = isinstance(callback, finder) and type(callback).on_fit_start is finder.on_fit_start
             if at_start and trainer.ckpt_path is not None:
                 raise MisconfigurationException(

@@ -110,7 +110,7 @@ def collect_train_loaders(trainer: pl.Trainer) -> Callable[[], None]:
 
     def dataloader() -> TrainLoaders:
         loaders = type(source).dataloader(source)
-        if isinstance(loaders, CombinedLoader):
+        if is_a(loaders, CombinedLoader):
             return TrainLoaders(loaders.iterables, loaders._mode)
         return TrainLoaders(loaders)
 
@@ -125,7 +125,7 @@ def extend_learning_rate_trial(trainer: pl.Trainer) -> Callable[[], None] | None
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     loop = trainer.fit_loop
-    if not callbacks or not isinstance(callbacks[0], _LRCallback) or loop.max_epochs is None or loop.max_epochs < 0:
+    if not callbacks or not is_a(callbacks[0], _LRCallback) or loop.max_epochs is None or loop.max_epochs < 0:
         return None
     before = loop.max_epochs
     loop.max_epochs = max(before, trainer.current_epoch + callbacks[0].num_training)

@@ -104,7 +104,8 @@ def check_limits(trainer: pl.Trainer, rounds_per_epoch: int) -> None:
 def check_finders(trainer: pl.Trainer) -> None:
     """Refuse a finder at the start of a resumed run: Lightning then counts steps from 0, the federation does not."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for finder in (*namesakes(BatchSizeFinder), *namesakes(LearningRateFinder)):
+        finders: tuple[Any, ...] = (*namesakes(BatchSizeFinder), *namesakes(LearningRateFinder))
+        for finder in finders:
             at_start = isinstance(callback, finder) and type(callback).on_fit_start is finder.on_fit_start
             if at_start and trainer.ckpt_path is not None:
                 raise MisconfigurationException(

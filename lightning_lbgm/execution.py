@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_lbgm import _lightning
 from lightning_lbgm.clients import (
     ELEMENTWISE_OPTIMIZERS,
+    CannotVectorize,
     ChunkStep,
     ChunkTrainer,
     ClientTrainer,
@@ -67,6 +68,7 @@ class Execution:
         self._proved_at: int | None = None  # the round of the last comparison
         self._interval = 1  # rounds to the next one
         self._announced = False
+        self._said_no_chunk = False
 
     def client_trainer(
         self,
@@ -129,6 +131,7 @@ class Execution:
             may_draw=self.mode == "vectorized",
             on_proved=lambda: self._on_proved(federation.round_index, chunk_size),
             on_error=self._on_error,
+            on_no_chunk=self._on_no_chunk,
         )
         return VectorizedTrainer(sequential, self._chunks, step, chunk_size, wary)
 
@@ -146,7 +149,9 @@ class Execution:
         self._proved_at = round_index
 
     def _on_error(self, error: Exception) -> None:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = str(error).strip().split("\n")[0]
+        if not isinstance(error, CannotVectorize):
+            reason = f"`training_step` fails for several clients at once ({type(error).__name__}: {reason})"
         if isinstance(error, ComesOutDifferent) and self._proved_at is not None and self.mode == "auto":
             rank_zero_warn(
                 f"Vectorized clients were right in round {self._proved_at} and are not any more: {reason}. Rounds since"
@@ -154,6 +159,15 @@ class Execution:
                 " again with `LBGMFederated(execution='sequential')` to be sure."
             )
         self._give_up(reason, error)
+
+    def _on_no_chunk(self) -> None:
+        if not self._said_no_chunk:
+            self._said_no_chunk = True
+            tell = rank_zero_warn if self.mode == "vectorized" else rank_zero_info
+            tell(
+                "Clients are trained one after the other, not vectorized: no two in a row have batches that agree in"
+                " number, shapes and plain values such as ids."
+            )
 
     def _give_up(self, reason: str, cause: Exception | None = None) -> None:
         if self.mode == "vectorized":

@@ -9,10 +9,11 @@ from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
 from lightning_lbgm.clients.structure import structure_of
 from lightning_lbgm.clients.trainer import ClientTrainer, ClientUpdate, LocalResult, RoundStart
 from lightning_lbgm.clients.vectorized import VectorizedTrainer, Wary
-from lightning_lbgm.clients.watch import has_backward_hooks
+from lightning_lbgm.clients.watch import CannotVectorize, has_backward_hooks
 
 __all__ = [
     "ELEMENTWISE_OPTIMIZERS",
+    "CannotVectorize",
     "ChunkStep",
     "ChunkTrainer",
     "ClientTrainer",

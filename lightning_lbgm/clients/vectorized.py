@@ -33,12 +33,14 @@ class Wary:
         on_proved: Called once a comparison has found no difference.
         on_error: Called with the error of a chunk that could not be trained at once. If it returns, that chunk and the
             rest of the round are trained one client after the other; it may raise.
+        on_no_chunk: Called at the end of a round of several clients in which no two could be trained at once.
     """
 
     compare: int
     may_draw: bool
     on_proved: Callable[[], None]
     on_error: Callable[[Exception], None]
+    on_no_chunk: Callable[[], None]
 
 
 class VectorizedTrainer:
@@ -89,6 +91,8 @@ class VectorizedTrainer:
                 chunk.append((client_id, drawn))
                 shapes = new_shapes
             yield from self._train(round_.index, chunk, start)
+            if not self._watched and not self._gave_up and len(round_.cohort) > 1:
+                self._wary.on_no_chunk()
         finally:
             self._sequential.finish()
 

@@ -1,6 +1,6 @@
 """Federated learning for PyTorch Lightning, with its communication compressed, measured and logged."""
 
-from lightning_lbgm import _twin
+from lightning_lbgm import _twin_import
 from lightning_lbgm.__about__ import __version__
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.convergence import ConvergenceMonitor
@@ -48,4 +48,4 @@ __all__ = [
     "__version__",
 ]
 
-_twin.when_imported(LBGMFederated, [LBGMCallback, ConvergenceMonitor, GradientSpaceCallback])
+_twin_import.when_imported(LBGMFederated, [LBGMCallback, ConvergenceMonitor, GradientSpaceCallback])

@@ -1,22 +1,13 @@
 """Lightning under its other name: objects of ``pytorch_lightning`` and of ``lightning.pytorch`` in one federation.
 
 Both packages have the same classes at the same places, but ``isinstance`` does not know that, so a Trainer of one
-refuses a strategy or a module of the other. This package is written over ``lightning.pytorch``. When the process
-imports ``pytorch_lightning``, before or after this package, three things are done once:
+refuses a strategy or a module of the other. This package is written over ``lightning.pytorch``. A Trainer of either
+package whose strategy is ``LBGMFederated`` therefore *adopts* what it is given: modules (also nested ones),
+datamodules, callbacks, loggers, the strategy itself and the errors that it raises. `_twin_import` arranges that.
 
-- this package's strategy and callbacks are declared to be its strategies and callbacks too, and the strategy is
-  registered there by name;
-- the two Trainer classes, if their strategy is ``LBGMFederated``, first *adopt* what they are given;
-- nothing else: Trainers with other strategies are as strict as before.
-
-To adopt an object is to put the class of the Trainer's own package before its namesake in the object's method
+To adopt an object is to put the classes of the Trainer's own package before their namesakes in the object's method
 resolution order. What the user has overridden comes first as before, all else runs the code of the Trainer's package,
-and the object is an instance of both. It is done for modules (also nested ones), datamodules, callbacks, loggers and
-the strategy. Copies and pickles are of the class that the user wrote.
-
-An alias in ``sys.modules`` would be shorter. But it works only for who imports this package first, and it changes what
-``pytorch_lightning`` means for everything else in the process. The twin is never imported from here: until the user
-imports it, this costs one look at each import's name.
+and the object is an instance of both. Copies and pickles are of the class that the user wrote.
 """
 
 from __future__ import annotations
@@ -25,24 +16,30 @@ import copyreg
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-__all__ = ["adopt", "adopt_callbacks", "adopt_strategy", "is_a", "is_exactly", "namesakes", "native", "when_imported"]
+__all__ = [
+    "TWIN",
+    "adopt",
+    "adopt_callbacks",
+    "adopt_strategy",
+    "is_a",
+    "is_exactly",
+    "namesakes",
+    "native",
+    "same_version",
+]
+
+TWIN = "pytorch_lightning"
 
 _PACKAGES = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
-_TWIN = "pytorch_lightning"
-_KINDS = (pl.LightningModule, pl.LightningDataModule, pl.Callback, Logger)
-_ENTRIES = ("fit", "validate", "test", "predict")
+_KINDS = (pl.LightningModule, pl.LightningDataModule, pl.Callback, Logger, MisconfigurationException)
 
 
 def is_a(instance: object, *classes: type) -> bool:
@@ -57,7 +54,7 @@ def is_exactly(instance: object, cls: type) -> bool:
 
 def namesakes(cls: type) -> tuple[type, ...]:
     """Return a class of ``lightning`` and, if the twin is imported, its namesake there."""
-    if _TWIN not in sys.modules:
+    if TWIN not in sys.modules:
         return (cls,)
     other = counterpart(cls)
     return (cls,) if other is None else (cls, other)
@@ -109,13 +106,14 @@ class _Adopted:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copy and pickle as an object of the class that the user wrote."""
         reduced = super().__reduce_ex__(protocol)
-        if isinstance(reduced, str) or type(self) not in reduced[1]:
+        if isinstance(reduced, str):
             return reduced
+        adopted, original = type(self), self._lbgm_original
         function, arguments, *rest = reduced
-        original = self._lbgm_original
         if function is copyreg.__newobj__:  # type: ignore[attr-defined]  # which insists on the object's present class
             function = original.__new__
-        return function, tuple(original if a is type(self) else a for a in arguments), *rest
+        function, *arguments = (original if part is adopted else part for part in (function, *arguments))
+        return function, tuple(arguments), *rest
 
 
 class _AdoptedModule(_Adopted):
@@ -132,7 +130,7 @@ def adopt(instance: Any, twins: bool) -> None:
     """Make an object, and the modules nested in it, instances of one package's classes.
 
     Args:
-        instance: A module (also a compiled one), datamodule, callback or logger; anything else is left alone.
+        instance: A module (also a compiled one), datamodule, callback, logger or error; anything else is left alone.
         twins: Whether the package is ``pytorch_lightning``.
 
     Raises:
@@ -155,7 +153,7 @@ def adopt_strategy(strategy: Any) -> None:
 
 def adopt_callbacks(trainer: Any) -> None:
     """Adopt what the module or another tool has added to the Trainer's callbacks."""
-    if _TWIN in sys.modules:
+    if TWIN in sys.modules:
         for callback in trainer.callbacks:
             adopt(callback, _is_twins(trainer))
 
@@ -200,14 +198,14 @@ def _adopted(cls: Any, twins: bool) -> Any:
 
 def _is_twins(instance: object) -> bool:
     """Whether the first of an object's classes that Lightning has written is the twin's."""
-    if _TWIN not in sys.modules:
+    if TWIN not in sys.modules:
         return False
     return next((_is_of(cls, True) for cls in type(instance).__mro__ if _is_of(cls, True) or _is_of(cls, False)), False)
 
 
 def _check_versions() -> None:
-    twins = sys.modules[_TWIN].__version__
-    if not _agrees(twins):
+    twins = sys.modules[TWIN].__version__
+    if not same_version(twins):
         raise MisconfigurationException(
             f"lightning {pl.__version__} and pytorch_lightning {twins} meet in one federation, but are different"
             " versions of the same package. Install the same version of both: `pip install"
@@ -215,88 +213,6 @@ def _check_versions() -> None:
         )
 
 
-def _agrees(version: str) -> bool:
+def same_version(version: str) -> bool:
+    """Whether a version of the twin agrees with ``lightning``'s up to the patch."""
     return version.split(".")[:2] == pl.__version__.split(".")[:2]
-
-
-# Meeting the twin
-
-
-def when_imported(strategy: type, callbacks: Iterable[type]) -> None:
-    """Make the twin know this package's strategy and callbacks, now or when the process imports it."""
-    meet = functools.partial(_meet, strategy, tuple(callbacks))
-    twin = sys.modules.get(_TWIN)
-    if twin is not None and hasattr(twin, "Trainer"):
-        meet(twin)
-    else:
-        sys.meta_path.insert(0, _AfterImport(meet))
-
-
-class _AfterImport(MetaPathFinder):
-    """Call a function when the twin has been imported; finds nothing itself."""
-
-    def __init__(self, function: Callable[[ModuleType], None]) -> None:
-        self._function = function
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _TWIN:
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                self._function(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def _meet(strategy: Any, callbacks: tuple[type, ...], twin: Any) -> None:
-    # In another version too, so that its Trainer comes to the error that names both versions.
-    twin.strategies.SingleDeviceStrategy.register(strategy)
-    strategy.register_strategies(twin.strategies.StrategyRegistry)
-    if not _agrees(twin.__version__):
-        return
-    for callback in callbacks:
-        for cls in callback.__mro__:
-            if pl.Callback in cls.__bases__ and _lies_in(cls, __package__):
-                cls.__bases__ = tuple(dict.fromkeys((*cls.__bases__, twin.Callback)))
-    trainers: list[tuple[Any, bool]] = [(pl.Trainer, False), (twin.Trainer, True)]
-    for trainer, twins in trainers:
-        trainer.__init__ = _adopting_settings(trainer.__init__, strategy, twins)
-        for name in _ENTRIES:
-            setattr(trainer, name, _adopting_arguments(getattr(trainer, name), strategy, twins))
-
-
-def _adopting_settings(init: Callable[..., None], strategy: type, twins: bool) -> Callable[..., None]:
-    """Let a Trainer adopt the callbacks and loggers that it is made with."""
-
-    @functools.wraps(init)
-    def adopting(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = kwargs.get("strategy")
-        entry = StrategyRegistry[given.lower()] if isinstance(given, str) and given.lower() in StrategyRegistry else {}
-        if isinstance(given, strategy) or entry.get("strategy") is strategy:
-            for settings in (kwargs.get("callbacks"), kwargs.get("logger")):
-                for item in settings if isinstance(settings, (list, tuple)) else [settings]:
-                    adopt(item, twins)
-        init(self, *args, **kwargs)
-
-    return adopting
-
-
-def _adopting_arguments(method: Callable[..., Any], strategy: type, twins: bool) -> Callable[..., Any]:
-    """Let a Trainer adopt what it is to fit, validate, test or predict."""
-
-    @functools.wraps(method)
-    def adopting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(self.strategy, strategy):
-            for item in (*args, *kwargs.values(), *self.callbacks, *self.loggers):
-                adopt(item, twins)
-        return method(self, *args, **kwargs)
-
-    return adopting

@@ -162,6 +162,27 @@ def test_a_trainer_with_another_strategy_is_as_strict_as_before(tmp_path):
             make_trainer(one, tmp_path, strategy="auto").fit(make_module(two)(), loader())
 
 
+def test_errors_are_caught_under_either_name(tmp_path):
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException as TwinsException
+
+    module = make_module()()
+    module.automatic_optimization = False
+    with pytest.raises(TwinsException, match="`Module.automatic_optimization = False`") as caught:
+        make_trainer(twin, tmp_path).fit(module, loader())
+    assert isinstance(caught.value, MisconfigurationException)
+    assert type(pickle.loads(pickle.dumps(caught.value))) is MisconfigurationException
+    with pytest.raises(TwinsException, match=r"sync_batchnorm=True"):
+        make_trainer(twin, tmp_path, sync_batchnorm=True).fit(make_module()(), loader())
+
+
+def test_plugins_of_the_other_package_are_refused_in_words(tmp_path):
+    plugin = twin.plugins.MixedPrecision("bf16-mixed", "cpu")
+    with pytest.raises(Exception, match="Found invalid type for plugin"):
+        make_trainer(pl, tmp_path, plugins=[plugin])
+    make_trainer(twin, tmp_path, plugins=[plugin]).fit(make_module()(), loader())
+
+
 @both
 def test_a_single_callback_of_ours_is_a_callback_of_both(package, tmp_path):
     trainer = make_trainer(package, tmp_path, callbacks=LBGMCallback())

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_lbgm.data import RoundLoader, has_plain_sampler
 
 __all__ = [
+    "check_centralized",
     "check_environment",
     "check_federated",
     "check_fit",
@@ -43,6 +45,23 @@ def check_federated(callback: Callback, trainer: pl.Trainer) -> None:
         raise MisconfigurationException(
             f"`{type(callback).__name__}` reports on a federation, but the Trainer's strategy is"
             f" {type(trainer.strategy).__name__}. Use `Trainer(strategy=LBGMFederated(...))`, or drop the callback."
+        )
+
+
+def check_centralized(trainer: pl.Trainer) -> None:
+    """Refuse a federation, and strategies that shard gradients, to ``GradientSpaceCallback``."""
+    from lightning_lbgm.strategy import LBGMFederated
+
+    if isinstance(trainer.strategy, LBGMFederated):
+        raise MisconfigurationException(
+            "`GradientSpaceCallback` analyses the gradients of centralized training, and in a federation there are"
+            " only the clients' own. Use it without `strategy=LBGMFederated(...)`; there `LBGMCallback` draws the"
+            " LBP errors of each client."
+        )
+    if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+        raise MisconfigurationException(
+            f"`GradientSpaceCallback` needs whole gradients, but {type(trainer.strategy).__name__} shards them. Use"
+            " `Trainer(strategy='ddp')` or one device, or drop the callback."
         )
 
 

@@ -70,11 +70,11 @@ class Silent(LBGMCallback):
 class Watch(pl.Callback):
     """Note the time and the memory in use after the first rounds, and the memory after the last."""
 
-    start_s = start_bytes = end_bytes = 0.0
+    start_s = start_cpu_s = start_bytes = end_bytes = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if trainer.global_step == WARMUP:
-            self.start_s, self.start_bytes = time.perf_counter(), _memory()
+            self.start_s, self.start_cpu_s, self.start_bytes = time.perf_counter(), time.process_time(), _memory()
         self.end_bytes = _memory()
 
 
@@ -110,7 +110,12 @@ def run(kind: str, rounds: int, folder: str) -> dict[str, float]:
     x = torch.randn(CLASSES, FEATURES, generator=generator)[y] + torch.randn(len(y), FEATURES, generator=generator)
     trainer.fit(Small(), DataLoader(TensorDataset(x, y), batch_size=20, shuffle=True))
     seconds = time.perf_counter() - watch.start_s
-    return {"ms": 1e3 * seconds / rounds, "mb": (watch.end_bytes - watch.start_bytes) / 1e6}
+    cpu = time.process_time() - watch.start_cpu_s
+    return {
+        "ms": 1e3 * seconds / rounds,
+        "cpu_ms": 1e3 * cpu / rounds,
+        "mb": (watch.end_bytes - watch.start_bytes) / 1e6,
+    }
 
 
 def loggers(quick: bool) -> Iterator[dict[str, Any]]:
@@ -123,7 +128,7 @@ def loggers(quick: bool) -> Iterator[dict[str, Any]]:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             results.append(json.loads(output.splitlines()[-1]))
     for kind, results in found.items():
-        medians = {key: statistics.median(result[key] for result in results) for key in ("ms", "mb")}
+        medians = {key: statistics.median(result[key] for result in results) for key in ("ms", "cpu_ms", "mb")}
         yield {"table": "loggers", "what": KINDS[kind], "rounds": rounds, "clients": CLIENTS, **medians}
 
 

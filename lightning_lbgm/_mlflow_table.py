@@ -34,17 +34,16 @@ class MlflowTable:
         folders: Where the file may lie; the first that can be written to is taken.
 
     Attributes:
-        path: The file; None before there is one.
+        folder: Where the file is; None before there is one.
         error: Why it could not be stored the last time; None where it was.
     """
 
     def __init__(self, logger: Any, artifact: str, columns: Sequence[str], folders: Iterable[Folder]) -> None:
         self.artifact = artifact
-        self.path: Path | None = None
+        self.folder: Folder | None = None
         self.error: Exception | None = None
         self._logger, self._columns, self._folders = logger, columns, folders
         self._file: JsonTable | None = None
-        self._folder: Folder | None = None
         self._is_joined = False  # to what is stored already
         self._is_marked = False
         self._thread: threading.Thread | None = None
@@ -58,7 +57,6 @@ class MlflowTable:
         """
         if self._file is None:
             self._file = self._open(rows)
-            self.path = self._file.path
             self.error = self._try(self._join)
         else:
             self._file.append(rows)
@@ -78,8 +76,8 @@ class MlflowTable:
                 return
         self.error = self._try(self._join) or self._try(self._store_file)
         if self.error is None:
-            assert self._folder is not None
-            self._folder.remove(self._file.path)
+            assert self.folder is not None
+            self.folder.remove(self._file.path)
 
     def _open(self, rows: Sequence[dict[str, Any]]) -> JsonTable:
         error: OSError | None = None
@@ -87,7 +85,7 @@ class MlflowTable:
             try:
                 file = JsonTable(folder.path / self.artifact, self._columns)
                 file.append(rows)
-                self._folder = folder
+                self.folder = folder
                 return file
             except OSError as reason:
                 error = error or reason

@@ -37,7 +37,7 @@ class RunOutputs:
     """Metrics, settings, tables and figures of a fit, for all callbacks that have some.
 
     Nothing here raises because of what it writes to. What a logger does not take is kept in the run's folder
-    ``unsent``, and the first failure of each kind is warned of.
+    ``unsent``, and that is warned of once.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,8 @@ class RunOutputs:
 
     def _note_error(self, table: MlflowTable) -> None:
         if table.error is not None:
-            self.unsent.note("table", f"MLflow did not take {table.artifact}", table.error, table.path)
+            kept = table.folder.path if table.folder is not None else None
+            self.unsent.note("table", f"MLflow did not take {table.artifact}", table.error, kept)
 
     def _send_figure(self, trainer: pl.Trainer, path: Path) -> None:
         for logger in mlflow_loggers(trainer):

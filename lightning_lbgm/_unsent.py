@@ -49,14 +49,14 @@ class Folder:
 
 
 class Unsent:
-    """Keep what could not be sent, and warn the first time of each kind.
+    """Keep what could not be sent, and warn once a run and folder.
 
     Files go to ``unsent`` in the run's folder, else to a new folder for temporary files.
     """
 
     def __init__(self) -> None:
         self._spare = Folder(Path(tempfile.gettempdir()), None)
-        self._told: set[str] = set()
+        self._told: set[str] = set()  # folders, and kinds of what is kept nowhere
         self._messages: list[str] = []
         self._lock = threading.Lock()  # the sender's thread keeps things, too
 
@@ -82,7 +82,7 @@ class Unsent:
         """Write a file to the first folder that can be written to, and note what to warn of.
 
         Args:
-            kind: What is warned of once.
+            kind: What is warned of once, where it can be kept nowhere.
             what: What failed.
             error: Why.
             folders: The folders; with none nothing is kept.
@@ -96,16 +96,17 @@ class Unsent:
                     path = folder.path / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write(path)
-                    kept = path
+                    kept = folder.path
                     break
         self.note(kind, what, error, kept)
 
     def note(self, kind: str, what: str, error: Exception, kept: Path | None = None) -> None:
-        """Note what to warn of, where it is the first of its kind; ``kept`` is a file that has what was not sent."""
-        if kind not in self._told:
-            self._told.add(kind)
-            where = f" What could not be sent is in {kept}." if kept is not None else ""
-            self._messages.append(f"{what}: {_brief(error)}. Training goes on, and this is warned of once.{where}")
+        """Note what to warn of, where it is the first in the folder ``kept``, or the first of its kind that is nowhere."""
+        key = kind if kept is None else str(kept)
+        if key not in self._told:
+            self._told.add(key)
+            where = "" if kept is None else f": what could not be sent, this and other things, is in {kept}"
+            self._messages.append(f"{what}: {_brief(error)}. Training goes on, and this is warned of once{where}.")
 
     def tell(self) -> None:
         """Warn of what was noted; only the training's own thread does, for a filter may make errors of warnings."""

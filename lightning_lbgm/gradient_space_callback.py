@@ -157,8 +157,7 @@ class GradientSpaceCallback(Callback):
         if self._gradient is None:
             return
         if trainer.current_epoch != self._epoch:
-            # Resumed from a checkpoint of an epoch's last batch or the validation after it, Lightning skips that
-            # epoch's end and the next one's start.
+            # Resumed from an epoch's last batch or the validation after it, Lightning skips that epoch's end.
             self._end_epoch()
             self._epoch = trainer.current_epoch
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -230,9 +229,7 @@ class GradientSpaceCallback(Callback):
         try:
             self._space.add(gradient)
         except OSError as error:
-            self._warn(
-                "not written", f"The gradient of epoch {self._epoch} could not be written and is left out: {error}."
-            )
+            self._warn("not written", f"The gradient of epoch {self._epoch} is left out: writing it failed, {error}.")
             return {}
         self._history.append(self._epoch, self._space)
         num_tensors = len(self._history.names)

@@ -47,7 +47,10 @@ def batch_sender(logger: Any) -> Callable[[Sequence[Entry]], None]:
 
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Switch off MLflow's progress bars of artifacts, which tear Lightning's apart."""
+    """Switch off MLflow's progress bars of artifacts, which tear Lightning's apart.
+
+    Only for the training's own thread: the environment is the whole process's.
+    """
     before = os.environ.get(_BARS)
     os.environ[_BARS] = "false"
     try:
@@ -61,10 +64,11 @@ def without_progress_bars() -> Iterator[None]:
 
 def download(logger: Any, artifact: str, folder: str) -> Path | None:
     """Copy an artifact into a folder; None where the run has none of that name."""
-    found = logger.experiment.list_artifacts(logger.run_id, os.path.dirname(artifact) or None)
-    if artifact not in [file.path for file in found]:
-        return None
-    return Path(logger.experiment.download_artifacts(logger.run_id, artifact, folder))
+    with without_progress_bars():
+        found = logger.experiment.list_artifacts(logger.run_id, os.path.dirname(artifact) or None)
+        if artifact not in [file.path for file in found]:
+            return None
+        return Path(logger.experiment.download_artifacts(logger.run_id, artifact, folder))
 
 
 def mark_as_table(logger: Any, artifact: str) -> None:

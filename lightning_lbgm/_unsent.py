@@ -101,7 +101,7 @@ class Unsent:
         self.note(kind, what, error, kept)
 
     def note(self, kind: str, what: str, error: Exception, kept: Path | None = None) -> None:
-        """Note what to warn of, where it is the first in the folder ``kept``, or the first of its kind that is nowhere."""
+        """Note what to warn of, where it is the first in the folder ``kept``, or of its kind where that is None."""
         key = kind if kept is None else str(kept)
         if key not in self._told:
             self._told.add(key)

@@ -1,7 +1,8 @@
-"""What logging costs: rounds of 50 clients of a small model with different loggers, each fit in a process of its own.
+"""What logging costs a round, and what memory grows by: ``python -m benchmarks.loggers``.
 
-A fit's time includes what is still sent when it ends, and the work of other threads. ``python -m benchmarks --only
-loggers`` calls ``python -m benchmarks.loggers`` for each fit.
+Rounds of 50 clients of a small model with different loggers, each fit in a process of its own; the fits take turns. A
+fit's time includes what is still sent when it ends, and processor time that of other threads. ``--only mlflow --rounds
+300`` measures less.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,32 +119,39 @@ def run(kind: str, rounds: int, folder: str) -> dict[str, float]:
     }
 
 
-def loggers(quick: bool) -> Iterator[dict[str, Any]]:
-    """Yield what a round costs and what memory grows by, with each logger: medians over fits that take turns."""
-    rounds, repeats = (100, 1) if quick else (3000, 3)
-    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+def turns(kinds: Sequence[str], rounds: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Return the medians over fits that take turns, by kind."""
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(repeats):
         for kind, results in found.items():
-            command = [sys.executable, "-m", "benchmarks.loggers", kind, "--rounds", str(rounds)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, "-m", "benchmarks.loggers", "--fit", kind, "--rounds", str(rounds)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             results.append(json.loads(output.splitlines()[-1]))
-    for kind, results in found.items():
-        medians = {key: statistics.median(result[key] for result in results) for key in ("ms", "cpu_ms", "mb")}
-        yield {"table": "loggers", "what": KINDS[kind], "rounds": rounds, "clients": CLIENTS, **medians}
+    return {
+        kind: {key: statistics.median(result[key] for result in results) for key in results[0]}
+        for kind, results in found.items()
+    }
 
 
 def main() -> None:
-    """Make one fit and print its row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=list(KINDS))
+    """Make one fit and print what it cost, or measure all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--fit", choices=list(KINDS), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.fit is None:
+        print("| logger | round, ms | processor time, ms | memory grows by, MB |\n| --- | ---: | ---: | ---: |")
+        for kind, row in turns(args.only, args.rounds, args.repeats).items():
+            print(f"| {KINDS[kind]} | {row['ms']:.1f} | {row['cpu_ms']:.1f} | {row['mb']:.1f} |")
+        return
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_lbgm", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(run(args.kind, args.rounds, folder)))
+        print(json.dumps(run(args.fit, args.rounds, folder)))
 
 
 if __name__ == "__main__":

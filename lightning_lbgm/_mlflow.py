@@ -12,15 +12,21 @@ from typing import Any
 
 from lightning_lbgm._sender import Entry
 
-__all__ = ["batch_sender", "download", "mark_as_table", "takes_batches", "without_progress_bars"]
+__all__ = ["batch_sender", "download", "mark_as_table", "takes_batches", "without_progress_bars", "works_in_threads"]
 
 _BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 _TABLES = "mlflow.loggedArtifacts"  # the tag by which `mlflow.load_table` finds runs
 
 
 def takes_batches(logger: Any) -> bool:
-    """Tell whether an MLflow logger logs metrics by Lightning's own code, which ``batch_sender`` stands in for."""
-    return getattr(logger.log_metrics, "__module__", "").endswith(".loggers.mlflow")
+    """Tell whether ``batch_sender`` can log an MLflow logger's metrics: it stands in for Lightning's own code."""
+    return works_in_threads(logger) and getattr(logger.log_metrics, "__module__", "").endswith(".loggers.mlflow")
+
+
+def works_in_threads(logger: Any) -> bool:
+    """Tell whether other threads see the same store: a database in memory is another one in each."""
+    uri = str(getattr(logger.experiment, "tracking_uri", ""))
+    return not (uri.startswith("sqlite") and (":memory:" in uri or uri.rstrip("/") == "sqlite:"))
 
 
 def batch_sender(logger: Any) -> Callable[[Sequence[Entry]], None]:

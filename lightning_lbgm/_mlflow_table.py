@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_lbgm._mlflow import download, mark_as_table
+from lightning_lbgm._mlflow import download, mark_as_table, works_in_threads
 from lightning_lbgm._table import JsonTable
 from lightning_lbgm._unsent import Folder
 
@@ -61,7 +61,8 @@ class MlflowTable:
         else:
             self._file.append(rows)
         busy = self._thread is not None and self._thread.is_alive()
-        if self._is_joined and not busy and time.monotonic() > self._next_at:
+        is_due = self._is_joined and not busy and time.monotonic() > self._next_at
+        if is_due and works_in_threads(self._logger):
             self._thread = threading.Thread(target=self._store_copy, name="lightning_lbgm-table", daemon=True)
             self._thread.start()
 

@@ -362,6 +362,20 @@ def test_a_table_is_stored_in_between(make_logger, tmp_path, monkeypatch):
     assert stored_rounds() == [t for t in range(4) for _ in range(3)]
 
 
+def test_a_database_in_memory_which_only_one_thread_sees_has_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(_mlflow_table, "_SECONDS", 0.0)
+    before = mlflow.get_tracking_uri()
+    try:
+        logger = MLFlowLogger("a", tracking_uri="sqlite://", artifact_location=(tmp_path / "artifacts").as_uri())
+        _, told = train(tmp_path / "root", logger)
+        assert told == []
+        assert steps(logger) == [0, 1, 2, 3]
+        table = logger.experiment.load_table(logger.experiment_id, "federated/clients.json", [logger.run_id])
+        assert len(table) == 12
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
 @pytest.mark.parametrize("setting", [None, "true"])
 def test_mlflows_progress_bars_are_off_for_ours_alone(make_logger, tmp_path, monkeypatch, capfd, setting):
     monkeypatch.delenv(_BARS, raising=False)

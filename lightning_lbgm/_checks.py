@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -15,6 +16,7 @@ from lightning_lbgm._twin import is_a, namesakes
 from lightning_lbgm.data import iterates_by_itself
 
 __all__ = [
+    "check_centralized",
     "check_client_loaders",
     "check_environment",
     "check_federated",
@@ -53,6 +55,23 @@ def check_federated(callback: Callback, trainer: pl.Trainer) -> None:
         raise MisconfigurationException(
             f"`{type(callback).__name__}` reports on a federation, but the Trainer's strategy is"
             f" {type(trainer.strategy).__name__}. Use `Trainer(strategy=LBGMFederated(...))`, or drop the callback."
+        )
+
+
+def check_centralized(trainer: pl.Trainer) -> None:
+    """Refuse a federation, and strategies that shard gradients, to ``GradientSpaceCallback``."""
+    from lightning_lbgm.strategy import LBGMFederated
+
+    if isinstance(trainer.strategy, LBGMFederated):
+        raise MisconfigurationException(
+            "`GradientSpaceCallback` analyses the gradients of centralized training, and in a federation there are"
+            " only the clients' own. Use it without `strategy=LBGMFederated(...)`; there `LBGMCallback` draws the"
+            " LBP errors of each client."
+        )
+    if is_a(trainer.strategy, FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy):
+        raise MisconfigurationException(
+            f"`GradientSpaceCallback` needs whole gradients, but {type(trainer.strategy).__name__} shards them. Use"
+            " `Trainer(strategy='ddp')` or one device, or drop the callback."
         )
 
 

@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from lightning_utilities.core.imports import RequirementCache
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lightning_lbgm._history import Curves
 
 __all__ = [
-    "can_draw",
-    "log_round",
+    "MetricCurve",
+    "is_mlflow_logger",
+    "logger_folder",
     "metric_to_draw",
     "mlflow_loggers",
+    "root_folder",
     "run_folder",
-    "write_figures",
-    "write_table",
     "writes_files",
 ]
 
-_MATPLOTLIB = RequirementCache("matplotlib")
 _PLAIN_NAMES = ("val/acc", "val_acc", "val/accuracy", "val_accuracy", "val/loss", "val_loss")
 _OUR_PREFIXES = ("comm/", "lbgm/", "fl/", "convergence/", "gradient_space/")
-
-
-def log_round(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    metrics: dict[str, float],
-    round_index: int,
-    in_bar: Sequence[str] = (),
-) -> None:
-    """Log a round's metrics in every logger, with the round as the step, and in ``trainer.callback_metrics``.
-
-    Args:
-        trainer: The trainer.
-        module: Its module.
-        metrics: The metrics by name.
-        round_index: The round.
-        in_bar: Names of those that stand in the progress bar.
-    """
-    if not trainer.barebones:
-        for name, value in metrics.items():
-            exact = torch.tensor(value, dtype=torch.float64)  # float32 would round the byte counts
-            module.log(name, exact, logger=False, prog_bar=name in in_bar, batch_size=1)
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=round_index)
 
 
 def writes_files(trainer: pl.Trainer) -> bool:
@@ -62,65 +30,72 @@ def writes_files(trainer: pl.Trainer) -> bool:
     return trainer.is_global_zero and not trainer.fast_dev_run and not trainer.barebones  # type: ignore[attr-defined]
 
 
-def mlflow_loggers(trainer: pl.Trainer) -> list[MLFlowLogger]:
+def is_mlflow_logger(logger: object) -> bool:
+    """Tell whether a logger is Lightning's for MLflow, of either of its packages, or made from it."""
+    return _has_base(logger, "MLFlowLogger")
+
+
+def mlflow_loggers(trainer: pl.Trainer) -> list[Any]:
     """Return the loggers that take artifacts."""
-    return [logger for logger in trainer.loggers if isinstance(logger, MLFlowLogger)]
+    return [logger for logger in trainer.loggers if is_mlflow_logger(logger)]
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
     """Return where files of the run go that MLflow does not take; None where it takes all."""
-    if trainer.loggers and all(isinstance(logger, MLFlowLogger) for logger in trainer.loggers):
+    others = [logger for logger in trainer.loggers if not is_mlflow_logger(logger)]
+    if trainer.loggers and not others:
         return None
-    others = [logger for logger in trainer.loggers if not isinstance(logger, MLFlowLogger)]
-    folder = (others[0].log_dir or others[0].save_dir) if others else None
-    return Path(folder or trainer.default_root_dir)
+    return logger_folder(trainer, others[0]) if others else root_folder(trainer)
 
 
-def can_draw() -> bool:
-    """Tell whether matplotlib is there, and warn where it is not."""
-    if not _MATPLOTLIB:
-        rank_zero_warn(f"No figures are drawn: {_MATPLOTLIB}")
-    return bool(_MATPLOTLIB)
+def root_folder(trainer: pl.Trainer) -> Path:
+    """Return ``default_root_dir``, or the working directory where that is on no disk of this machine."""
+    return _local(trainer.default_root_dir) or Path.cwd()
 
 
-def write_figures(trainer: pl.Trainer, figures: dict[str, Figure]) -> None:
-    """Write figures, by file name, to ``figures/`` in MLflow or the run's folder."""
-    for name, figure in figures.items():
-        for logger in mlflow_loggers(trainer):
-            logger.experiment.log_figure(logger.run_id, figure, f"figures/{name}")
-        folder = run_folder(trainer)
-        if folder is not None:
-            (folder / "figures").mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / "figures" / name)
+def logger_folder(trainer: pl.Trainer, logger: Any) -> Path:
+    """Return a logger's own folder, else the root folder."""
+    return _local(logger.log_dir) or _local(logger.save_dir) or root_folder(trainer)
 
 
-def write_table(
-    trainer: pl.Trainer, rows: Sequence[dict[str, Any]], artifact: str, file_name: str, *, starts: bool
-) -> None:
-    """Add rows to a table in MLflow, or to a CSV file in the run's folder.
+def _local(folder: Any) -> Path | None:
+    return Path(folder) if folder and "://" not in str(folder) else None
+
+
+class MetricCurve:
+    """The metric that a figure shows, over what it is drawn against.
 
     Args:
-        trainer: The trainer.
-        rows: The rows, with the same keys.
-        artifact: Path of the table in MLflow.
-        file_name: Name of the file.
-        starts: Whether these are a run's first rows, which replace what an earlier run left in the same folder.
+        monitor: The metric. None: the best among those that are logged.
+
+    Attributes:
+        metric: Its name; None before it was logged.
     """
-    if not rows:
-        return
-    for logger in mlflow_loggers(trainer):
-        columns = {name: [row[name] for row in rows] for name in rows[0]}
-        logger.experiment.log_table(logger.run_id, columns, artifact)
-    folder = run_folder(trainer)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / file_name
-        fresh = starts or not path.exists()
-        with path.open("w" if fresh else "a", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
+
+    def __init__(self, monitor: str | None) -> None:
+        self.metric: str | None = None
+        self._monitor = monitor
+        self._curve = Curves(("last", "last"))
+
+    def add(self, trainer: pl.Trainer, x: float) -> None:
+        """Add the metric's value, where it was logged by now; it replaces an earlier one at the same ``x``."""
+        if self.metric is None:
+            self.metric = metric_to_draw(trainer, self._monitor)
+        if self.metric is not None and self.metric in trainer.callback_metrics:
+            self._curve.append((x, float(trainer.callback_metrics[self.metric])))
+
+    def points(self) -> list[tuple[float, float]]:
+        """Return pairs of ``x`` and value."""
+        return [(x, y) for x, y in self._curve.points()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve as built-ins and tensors."""
+        return {"metric": self.metric, "curve": self._curve.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict``."""
+        self.metric = state["metric"]
+        self._curve.load_state_dict(state["curve"])
 
 
 def metric_to_draw(trainer: pl.Trainer, monitor: str | None) -> str | None:
@@ -133,9 +108,14 @@ def _candidates(trainer: pl.Trainer, monitor: str | None) -> Iterator[str]:
         yield monitor
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor:
+        if _has_base(callback, "ModelCheckpoint", "EarlyStopping") and callback.monitor:
             yield callback.monitor
     yield from _PLAIN_NAMES
     names = [name for name in trainer.callback_metrics if not name.startswith(_OUR_PREFIXES)]
     for words in (("val", "acc"), ("acc",), ("val", "loss"), ("loss",)):
         yield from (name for name in names if all(word in name.lower() for word in words))
+
+
+def _has_base(thing: object, *names: str) -> bool:
+    """Tell whether an object's class or a base of it has one of these names, in either of Lightning's packages."""
+    return any(base.__name__ in names for base in type(thing).__mro__)

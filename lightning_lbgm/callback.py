@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_lbgm._checks import check_federated
+from lightning_lbgm._history import ErrorMap
 from lightning_lbgm._lightning import ClientProgress
-from lightning_lbgm._outputs import can_draw, log_round, metric_to_draw, write_figures, write_table, writes_files
+from lightning_lbgm._outputs import MetricCurve, writes_files
+from lightning_lbgm._run_outputs import after_an_error, log_round, outputs_of, start_outputs
 from lightning_lbgm.figures import draw_lbp_errors, draw_metric_against_uplink
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import client_rows, round_metrics
 from lightning_lbgm.uplink import Chain, ErrorFeedback, LookBack, Stage
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lightning_lbgm.strategy import LBGMFederated
 
 __all__ = ["LBGMCallback"]
 
 _PROGRESS_SECONDS = 0.2
-_TABLE_SECONDS = 60.0
 _IN_PROGRESS_BAR = ("comm/savings", "lbgm/recycled_fraction")
 
 
@@ -43,11 +46,15 @@ class LBGMCallback(Callback):
     ``figures/metric_vs_uplink.png`` and ``figures/lbp_error.png``. With another logger the table (``clients.csv``) and
     the figures go to the run's folder, and with none the figures go to ``trainer.default_root_dir``.
 
+    A round does not wait for MLflow: a thread sends the metrics of half a second in one batch, and the table once a
+    minute. What a logger or a disk does not take does not stop training: it is kept in a folder ``unsent`` of the run,
+    and there is one warning.
+
     Args:
         monitor: Metric of the figure against uplink bytes. None: that of ``ModelCheckpoint`` or ``EarlyStopping``, else
             the validation accuracy or loss, where one is logged.
         client_table: Whether to write the table, where there is a logger.
-        figures: Whether to draw the figures.
+        figures: Whether to draw the figures, for which at most 16 bytes a client and round are kept, and 1.3 MB in all.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -61,11 +68,8 @@ class LBGMCallback(Callback):
         self.monitor = monitor
         self.client_table = client_table
         self.figures = figures
-        self._metric: str | None = None
-        self._curve: list[tuple[float, float]] = []  # (uplink bytes so far, metric)
-        self._tests: list[tuple[int, int, float]] = []  # (round, client, LBP error)
-        self._rows: list[dict[str, Any]] = []
-        self._rows_written_at = 0.0
+        self._curve = MetricCurve(monitor)  # over uplink bytes so far
+        self._errors = ErrorMap()
         self._warned_of_rejection = False
         self._progress: ClientProgress | None = None
         self._progress_at = 0.0
@@ -75,12 +79,13 @@ class LBGMCallback(Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         check_federated(self, trainer)
+        if stage == "fit":
+            start_outputs(trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
-            self._curve, self._tests = [], []
-        self._rows, self._rows_written_at = [], time.monotonic()
+            self._curve, self._errors = MetricCurve(self.monitor), ErrorMap()
         self._warned_of_rejection = False
 
     @override
@@ -89,7 +94,7 @@ class LBGMCallback(Callback):
     ) -> None:
         if self._progress is None:  # the first round of a fit
             self._progress = ClientProgress(trainer)
-            self._log_settings(trainer)
+            outputs_of(trainer).log_settings(trainer, _strategy(trainer).settings())
         self._progress_at = time.monotonic()
 
     def on_client_end(self, trainer: pl.Trainer, done: int, total: int) -> None:
@@ -111,13 +116,11 @@ class LBGMCallback(Callback):
         self._warn_of_rejection(report)
         metrics = round_metrics(report, strategy.ledger)
         log_round(trainer, pl_module, metrics, report.round_index, in_bar=_IN_PROGRESS_BAR)
-        self._tests.extend(
-            (report.round_index, client.client_id, client.lbp_error) for client in report.clients if client.decision
-        )
+        if self._draws(trainer):
+            self._errors.add(report.round_index, ((c.client_id, c.lbp_error) for c in report.clients if c.decision))
         if self.client_table and trainer.loggers and writes_files(trainer):
-            self._rows.extend(client_rows(report))
-            if time.monotonic() - self._rows_written_at > _TABLE_SECONDS:
-                self._write_table(trainer)
+            rows, starts = list(client_rows(report)), report.round_index == 0
+            outputs_of(trainer).add_rows(trainer, rows, "federated/clients.json", "clients.csv", starts=starts)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -134,26 +137,28 @@ class LBGMCallback(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self._progress is not None:
+        with after_an_error():
             self._finish(trainer)
 
     @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        outputs_of(trainer).finish()
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        rounds, clients, errors = zip(*self._tests) if self._tests else ((), (), ())
-        return {
-            "metric": self._metric,
-            "curve": torch.tensor(self._curve, dtype=torch.float64),
-            "rounds": torch.tensor(rounds, dtype=torch.int32),
-            "clients": torch.tensor(clients, dtype=torch.int32),
-            "errors": torch.tensor(errors, dtype=torch.float32),
-        }
+        if not self.figures:
+            return {}
+        return {**self._curve.state_dict(), "lbp_errors": self._errors.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._metric = state_dict["metric"]
-        self._curve = [(x, y) for x, y in state_dict["curve"].tolist()]
-        columns = (state_dict[name].tolist() for name in ("rounds", "clients", "errors"))
-        self._tests = list(zip(*columns))
+        if not self.figures:
+            return
+        self._curve.load_state_dict(state_dict)
+        if "lbp_errors" in state_dict:
+            self._errors.load_state_dict(state_dict["lbp_errors"])
+        else:  # a checkpoint of version 0.1
+            self._errors.load_tests(*(state_dict[name] for name in ("rounds", "clients", "errors")))
 
     # Outputs
 
@@ -170,49 +175,32 @@ class LBGMCallback(Callback):
             " usually helps."
         )
 
-    def _log_settings(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers:
-            try:
-                logger.log_hyperparams({"federated": _strategy(trainer).settings()})
-            except Exception as error:
-                # MLflow refuses to change a param: here, a run that is resumed with other settings.
-                if not isinstance(logger, MLFlowLogger):
-                    raise
-                rank_zero_warn(f"The federated settings were not logged to MLflow: {error}")
+    def _draws(self, trainer: pl.Trainer) -> bool:
+        return self.figures and writes_files(trainer)
 
     def _add_point(self, trainer: pl.Trainer) -> None:
-        metrics = trainer.callback_metrics
-        if self._metric is None:
-            self._metric = metric_to_draw(trainer, self.monitor)
-        if self._metric is None or self._metric not in metrics:
-            return
-        point = (_strategy(trainer).ledger.uplink_bits / 8, float(metrics[self._metric]))
-        if self._curve and self._curve[-1][0] == point[0]:  # validation and epoch end of the same round
-            self._curve.pop()
-        self._curve.append(point)
+        if self._draws(trainer):
+            self._curve.add(trainer, _strategy(trainer).ledger.uplink_bits / 8)
 
     def _finish(self, trainer: pl.Trainer) -> None:
-        if writes_files(trainer):
-            self._write_table(trainer)
-            if self.figures and can_draw():
-                self._write_figures(trainer)
-        self._progress = None
+        """Draw, and send all that is waiting, of a fit that has begun a round."""
+        begun, self._progress = self._progress is not None, None
+        outputs = outputs_of(trainer)
+        try:
+            if begun and self._draws(trainer):
+                outputs.write_figures(trainer, self._drawings(_threshold(_strategy(trainer))))
+        finally:
+            outputs.finish()
 
-    def _write_figures(self, trainer: pl.Trainer) -> None:
-        figures = {}
-        if self._curve and self._metric is not None:
-            figures["metric_vs_uplink.png"] = draw_metric_against_uplink({"run": self._curve}, self._metric)
-        if self._tests:
-            rounds, clients, errors = zip(*self._tests)
-            threshold = _threshold(_strategy(trainer))
-            figures["lbp_error.png"] = draw_lbp_errors(rounds, clients, errors, threshold)
-        write_figures(trainer, figures)
-
-    def _write_table(self, trainer: pl.Trainer) -> None:
-        rows, self._rows = self._rows, []
-        self._rows_written_at = time.monotonic()
-        starts = bool(rows) and rows[0]["round"] == 0
-        write_table(trainer, rows, "federated/clients.json", "clients.csv", starts=starts)
+    def _drawings(self, threshold: float | None) -> dict[str, Callable[[], Figure]]:
+        drawings: dict[str, Callable[[], Figure]] = {}
+        points, metric = self._curve.points(), self._curve.metric
+        if points and metric is not None:
+            drawings["metric_vs_uplink.png"] = lambda: draw_metric_against_uplink({"run": points}, metric)
+        if len(self._errors):
+            cell = (self._errors.round_stride, self._errors.client_stride)
+            drawings["lbp_error.png"] = partial(draw_lbp_errors, *self._errors.cells(), threshold, cell=cell)
+        return drawings
 
 
 def _strategy(trainer: pl.Trainer) -> LBGMFederated:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_lbgm._checks import check_federated
-from lightning_lbgm._outputs import can_draw, log_round, write_figures, writes_files
+from lightning_lbgm._history import Curves, Merge
+from lightning_lbgm._outputs import writes_files
+from lightning_lbgm._run_outputs import after_an_error, log_round, outputs_of, start_outputs
 from lightning_lbgm.figures import draw_convergence
 from lightning_lbgm.ledger import RoundReport
 from lightning_lbgm.metrics import convergence_metrics
@@ -20,6 +22,7 @@ from lightning_lbgm.metrics import convergence_metrics
 __all__ = ["ConvergenceMonitor"]
 
 _FIGURE = "convergence.png"
+_BINS: tuple[Merge, ...] = ("last", "mean", "max", "mean")  # of round, mean and max sent error, relative gap
 
 
 class ConvergenceMonitor(Callback):
@@ -81,7 +84,7 @@ class ConvergenceMonitor(Callback):
         self.lr = _check_positive("lr", lr)
         self.figure = figure
         self._round_lr = math.nan
-        self._history: list[tuple[float, float, float, float]] = []  # round, mean and max sent error, relative gap
+        self._history = Curves(_BINS)
         self._warned: set[str] = set()
         self._fitting = False
 
@@ -90,11 +93,12 @@ class ConvergenceMonitor(Callback):
         check_federated(self, trainer)
         if stage == "fit":
             trainer.strategy.measure_errors = True  # type: ignore[attr-defined]
+            start_outputs(trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
-            self._history = []
+            self._history = Curves(_BINS)
         self._warned = set()
         self._fitting = True
 
@@ -115,25 +119,32 @@ class ConvergenceMonitor(Callback):
         log_round(trainer, pl_module, metrics, report.round_index)
         names = ("sent_error_mean", "sent_error_max", "gap_relative")
         mean, largest, gap = (metrics[f"convergence/{name}"] for name in names)
-        self._history.append((report.round_index, mean, largest, gap))
+        if self.figure and writes_files(trainer):
+            self._history.append((report.round_index, mean, largest, gap))
         if self.bound is not None and largest > self.bound:
             self._warn_of_bound(report, metrics)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write_figure(trainer)
+        self._finish(trainer)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._write_figure(trainer)
+        with after_an_error():
+            self._finish(trainer)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        outputs_of(trainer).finish()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"history": torch.tensor(self._history, dtype=torch.float64)}
+        return {"history": self._history.state_dict()} if self.figure else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._history = [tuple(row) for row in state_dict["history"].tolist()]
+        if self.figure:
+            self._history.load_state_dict(state_dict["history"])
 
     def _read_lr(self, trainer: pl.Trainer) -> float:
         """Return the learning rate of all parameter groups; NaN where they differ."""
@@ -163,11 +174,16 @@ class ConvergenceMonitor(Callback):
             self._warned.add(topic)
             rank_zero_warn(message)
 
-    def _write_figure(self, trainer: pl.Trainer) -> None:
+    def _finish(self, trainer: pl.Trainer) -> None:
         fitting, self._fitting = self._fitting, False
-        if fitting and self.figure and self._history and writes_files(trainer) and can_draw():
-            rounds, means, maxima, gaps = zip(*self._history)
-            write_figures(trainer, {_FIGURE: draw_convergence(rounds, means, maxima, gaps, self.bound)})
+        outputs = outputs_of(trainer)
+        try:
+            if fitting and self.figure and len(self._history) and writes_files(trainer):
+                rounds, means, maxima, gaps = zip(*self._history.points())
+                draw = partial(draw_convergence, rounds, means, maxima, gaps, self.bound)
+                outputs.write_figures(trainer, {_FIGURE: draw})
+        finally:
+            outputs.finish()
 
 
 def _check_positive(name: str, value: float | None) -> float | None:

@@ -50,7 +50,12 @@ def draw_metric_against_rounds(curves: dict[str, Sequence[tuple[float, float]]],
 
 
 def draw_lbp_errors(
-    rounds: Sequence[int], clients: Sequence[int], errors: Sequence[float], threshold: float | None = None
+    rounds: Sequence[int],
+    clients: Sequence[int],
+    errors: Sequence[float],
+    threshold: float | None = None,
+    *,
+    cell: tuple[int, int] = (1, 1),
 ) -> Figure:
     """Draw the LBP error of each client and round as a heat map; white where a client took no part.
 
@@ -59,13 +64,15 @@ def draw_lbp_errors(
         clients: Client of each test.
         errors: LBP error of each test, in [0, 1].
         threshold: Marked on the colour bar: errors up to it are recycled.
+        cell: Rounds and clients that a cell of the map stands for, from a multiple of them on.
     """
     figure = _figure()
     axes = figure.add_subplot()
-    first, last = min(rounds), max(rounds)
-    grid = np.full((max(clients) + 1, last - first + 1), np.nan)
-    grid[np.asarray(clients), np.asarray(rounds) - first] = errors
-    extent = (first - 0.5, last + 0.5, len(grid) - 0.5, -0.5)
+    columns, rows = np.asarray(rounds) // cell[0], np.asarray(clients) // cell[1]
+    first, last = int(columns.min()), int(columns.max())
+    grid = np.full((int(rows.max()) + 1, last - first + 1), np.nan)
+    grid[rows, columns - first] = errors
+    extent = (first * cell[0] - 0.5, (last + 1) * cell[0] - 0.5, len(grid) * cell[1] - 0.5, -0.5)
     image = axes.imshow(grid, aspect="auto", interpolation="nearest", cmap="viridis", vmin=0, vmax=1, extent=extent)
     bar = figure.colorbar(image, ax=axes, label="LBP error, sin²(α)")
     if threshold is not None:
@@ -75,7 +82,8 @@ def draw_lbp_errors(
     _integer_ticks(axes.yaxis)
     axes.set_xlabel("round")
     axes.set_ylabel("client")
-    axes.set_title("LBP error per client and round")
+    of = "" if cell == (1, 1) else f", means of {cell[0]} x {cell[1]}"
+    axes.set_title(f"LBP error per client and round{of}")
     return figure
 
 

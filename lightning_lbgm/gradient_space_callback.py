@@ -9,15 +9,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_lbgm._checks import check_centralized
 from lightning_lbgm._lightning import handles_unscaling
-from lightning_lbgm._outputs import can_draw, metric_to_draw, write_figures, write_table, writes_files
-from lightning_lbgm._twin import is_a
+from lightning_lbgm._outputs import MetricCurve, root_folder, writes_files
+from lightning_lbgm._run_outputs import after_an_error, outputs_of, start_outputs
 from lightning_lbgm.epoch_gradient import EpochGradient, all_finite
 from lightning_lbgm.gradient_space import GradientSpace, check_analysis
 from lightning_lbgm.gradient_space_report import GradientSpaceHistory
@@ -26,7 +26,6 @@ from lightning_lbgm.gram import Centering
 __all__ = ["GradientSpaceCallback"]
 
 _MAX_LOGGED_TENSORS = 10
-_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
 class GradientSpaceCallback(Callback):
@@ -96,8 +95,7 @@ class GradientSpaceCallback(Callback):
         self._space: GradientSpace | None = None
         self._history = GradientSpaceHistory(())
         self._restored: dict[str, Any] | None = None
-        self._metric: str | None = None
-        self._curve: list[tuple[float, float]] = []  # (epoch, metric)
+        self._curve = MetricCurve(monitor)  # over epochs
         self._first_row = 0  # of this fit
         self._warned: set[str] = set()
 
@@ -112,25 +110,15 @@ class GradientSpaceCallback(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        from lightning_lbgm.strategy import LBGMFederated
-
-        if isinstance(trainer.strategy, LBGMFederated):
-            raise MisconfigurationException(
-                "`GradientSpaceCallback` analyses the gradients of centralized training, and in a federation there are"
-                " only the clients' own. Use it without `strategy=LBGMFederated(...)`; there `LBGMCallback` draws the"
-                " LBP errors of each client."
-            )
-        if is_a(trainer.strategy, *_SHARDED):
-            raise MisconfigurationException(
-                f"`GradientSpaceCallback` needs whole gradients, but {type(trainer.strategy).__name__} shards them. Use"
-                " `Trainer(strategy='ddp')` or one device, or drop the callback."
-            )
+        check_centralized(trainer)
+        if stage == "fit":
+            start_outputs(trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         state = self.state_dict() if trainer.global_step > 0 else {}
-        self._restored = self._space = self._metric = None
-        self._curve, self._warned = [], set()
+        self._restored = self._space = self._gradient = None
+        self._curve, self._warned = MetricCurve(self.monitor), set()
         if not trainer.is_global_zero:
             return
         try:
@@ -141,8 +129,15 @@ class GradientSpaceCallback(Callback):
         self._history = GradientSpaceHistory(self._gradient.flat.names if self.layers else ())
         if state:
             self._restore(trainer, state)
-        if self._space is None:
-            self._space = self._make_space(self._new_folder(trainer))
+        try:
+            if self._space is None:
+                self._space = self._make_space(self._new_folder(trainer))
+        except OSError as error:
+            self._gradient = None
+            self._warn(
+                "folder", f"`GradientSpaceCallback` measures nothing: {error}. Pass a `folder=` for the gradients."
+            )
+            return
         self._first_row = self._space.count
         self._active = True
 
@@ -162,8 +157,7 @@ class GradientSpaceCallback(Callback):
         if self._gradient is None:
             return
         if trainer.current_epoch != self._epoch:
-            # Resumed from a checkpoint of an epoch's last batch or the validation after it, Lightning skips that
-            # epoch's end and the next one's start.
+            # Resumed from an epoch's last batch or the validation after it, Lightning skips that epoch's end.
             self._end_epoch()
             self._epoch = trainer.current_epoch
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -174,8 +168,8 @@ class GradientSpaceCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._gradient is not None:
-            self._add_point(trainer)
+        if self._gradient is not None and self.figures:
+            self._curve.add(trainer, trainer.current_epoch)
         metrics = trainer.strategy.broadcast(self._end_epoch())
         if not trainer.barebones:
             for name, value in metrics.items():
@@ -184,15 +178,20 @@ class GradientSpaceCallback(Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finish(trainer)
-        if self._space is not None and not self.keep_gradients:
-            self._space.discard()
+        if not self.keep_gradients:
+            self._discard()
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self._active:
-            self._finish(trainer)
-            if trainer.fast_dev_run or self.space.count == 0:  # type: ignore[attr-defined]
-                self.space.discard()
+        with after_an_error():
+            if self._active:
+                self._finish(trainer)
+                if trainer.fast_dev_run or self.space.count == 0:  # type: ignore[attr-defined]
+                    self._discard()
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        outputs_of(trainer).finish()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -203,8 +202,7 @@ class GradientSpaceCallback(Callback):
             "folder": str(self._space.folder),
             "space": self._space.state_dict(),
             "history": self._history.state_dict(),
-            "metric": self._metric,
-            "curve": torch.tensor(self._curve, dtype=torch.float64),
+            **self._curve.state_dict(),
             "epoch": self._epoch,
             "gradient": self._gradient.state_dict() if self._gradient is not None else None,
         }
@@ -228,16 +226,14 @@ class GradientSpaceCallback(Callback):
                 " others like it. A smaller learning rate usually helps.",
             )
             return {}
-        self._space.add(gradient)
+        try:
+            self._space.add(gradient)
+        except OSError as error:
+            self._warn("not written", f"The gradient of epoch {self._epoch} is left out: writing it failed, {error}.")
+            return {}
         self._history.append(self._epoch, self._space)
         num_tensors = len(self._history.names)
         return self._history.metrics(num_tensors <= _MAX_LOGGED_TENSORS if self.log_layers is None else self.log_layers)
-
-    def _add_point(self, trainer: pl.Trainer) -> None:
-        if self._metric is None:
-            self._metric = metric_to_draw(trainer, self.monitor)
-        if self._metric in trainer.callback_metrics:
-            self._curve.append((trainer.current_epoch, float(trainer.callback_metrics[self._metric])))
 
     def _warn(self, what: str, message: str) -> None:
         if what not in self._warned:
@@ -253,7 +249,7 @@ class GradientSpaceCallback(Callback):
     def _new_folder(self, trainer: pl.Trainer) -> str | Path:
         if self.folder is not None:
             return self.folder
-        root = Path(trainer.default_root_dir)
+        root = root_folder(trainer)
         root.mkdir(parents=True, exist_ok=True)
         return tempfile.mkdtemp(prefix="gradient_space_", dir=root)
 
@@ -280,7 +276,8 @@ class GradientSpaceCallback(Callback):
             return
         self._space = space
         self._history.load_state_dict(state["history"])
-        self._metric, self._curve = state["metric"], [(x, y) for x, y in state["curve"].tolist()]
+        if self.figures:
+            self._curve.load_state_dict(state)
         self._epoch = state["epoch"]
         if state["gradient"] is not None:
             self._gradient.load_state_dict(state["gradient"])
@@ -292,9 +289,11 @@ class GradientSpaceCallback(Callback):
         active, self._active = self._active, False
         if not active or not writes_files(trainer) or self.space.count == 0:
             return
-        if trainer.loggers:
-            rows = list(self._history.rows(self.space, self._first_row))
-            artifact, file_name = "gradient_space/layers.json", "gradient_space_layers.csv"
-            write_table(trainer, rows, artifact, file_name, starts=self._first_row == 0)
-        if self.figures and can_draw():
-            write_figures(trainer, self._history.figures(self.space, self._metric, self._curve))
+        self._history.write(trainer, self.space, self._curve if self.figures else None, self._first_row)
+
+    def _discard(self) -> None:
+        try:
+            if self._space is not None:
+                self._space.discard()
+        except OSError as error:
+            self._warn("discard", f"The epochs' gradients could not be deleted: {error}.")

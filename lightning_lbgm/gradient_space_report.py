@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from lightning_lbgm._outputs import MetricCurve
+from lightning_lbgm._run_outputs import outputs_of
 from lightning_lbgm.figures_gradient_space import draw_components, draw_cosines, draw_principal_cosines
 from lightning_lbgm.gradient_space import GradientSpace
 
@@ -73,8 +77,8 @@ class GradientSpaceHistory:
 
     def figures(
         self, space: GradientSpace, metric: str | None, curve: Sequence[tuple[float, float]]
-    ) -> dict[str, Figure]:
-        """Draw the three figures, by file name; the heat maps show the whole model and the largest tensors.
+    ) -> dict[str, Callable[[], Figure]]:
+        """Return what draws the figures, by file name; the heat maps show the whole model and the largest tensors.
 
         Args:
             space: The gradients.
@@ -86,23 +90,40 @@ class GradientSpaceHistory:
         sizes = space.layout.sizes
         largest = sorted(range(len(self.names)), key=lambda i: -sizes[i])[: _MAX_PANELS - 1] if several else []
         panels: dict[str, int | None] = {"whole model": None, **{self.names[i]: i for i in sorted(largest)}}
+        components = partial(
+            draw_components,
+            self.epochs,
+            {name: values[:, 0] for name, values in counts.items()},
+            {name: values[:, 1:] for name, values in counts.items()} if several else None,
+            metric,
+            curve,
+        )
+
+        def principal() -> Figure:
+            cosines = {name: space.principal_cosines(0.99, layer).numpy() for name, layer in panels.items()}
+            return draw_principal_cosines(self.epochs, cosines, 0.99)
+
+        def cosines() -> Figure:
+            return draw_cosines(self.epochs, {name: space.cosines(layer).numpy() for name, layer in panels.items()})
+
         return {
-            "gradient_space_components.png": draw_components(
-                self.epochs,
-                {name: values[:, 0] for name, values in counts.items()},
-                {name: values[:, 1:] for name, values in counts.items()} if several else None,
-                metric,
-                curve,
-            ),
-            "gradient_space_principal.png": draw_principal_cosines(
-                self.epochs,
-                {name: space.principal_cosines(0.99, layer).numpy() for name, layer in panels.items()},
-                0.99,
-            ),
-            "gradient_space_cosines.png": draw_cosines(
-                self.epochs, {name: space.cosines(layer).numpy() for name, layer in panels.items()}
-            ),
+            "gradient_space_components.png": components,
+            "gradient_space_principal.png": principal,
+            "gradient_space_cosines.png": cosines,
         }
+
+    def write(self, trainer: pl.Trainer, space: GradientSpace, curve: MetricCurve | None, first_row: int) -> None:
+        """Write the table from gradient ``first_row`` on, where there is a logger, and with a ``curve`` the figures."""
+        outputs = outputs_of(trainer)
+        try:
+            if trainer.loggers:
+                rows = list(self.rows(space, first_row))
+                artifact, file_name = "gradient_space/layers.json", "gradient_space_layers.csv"
+                outputs.add_rows(trainer, rows, artifact, file_name, starts=first_row == 0)
+            if curve is not None:
+                outputs.write_figures(trainer, self.figures(space, curve.metric, curve.points()))
+        finally:
+            outputs.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history as built-ins and tensors."""

@@ -436,17 +436,17 @@ def test_a_resumed_run_has_the_whole_history(unbroken, tmp_path):
     again = ConvergenceMonitor(bound=1e-4)
     run_resumable(tmp_path, again, ckpt_path=folder / "epoch=2.ckpt")
     assert len(again._history) == 6
-    assert again._history == monitor._history
-    assert max(row[1] for row in again._history) > 0
+    assert again._history.points() == monitor._history.points()
+    assert max(row[1] for row in again._history.points()) > 0
     state = torch.load(folder / "epoch=2.ckpt", weights_only=True)["callbacks"]["ConvergenceMonitor"]
-    assert state["history"].shape == (3, 4)
+    assert state["history"]["points"].shape == (3, 4)
 
 
 def test_a_fresh_fit_with_the_same_monitor_starts_a_new_history(unbroken, tmp_path):
     monitor = ConvergenceMonitor()
     for _ in range(2):
         run_resumable(tmp_path, monitor)
-    assert [row[0] for row in monitor._history] == [0, 1, 2, 3, 4, 5]
+    assert [row[0] for row in monitor._history.points()] == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_figure_is_drawn_where_the_other_figures_are(unbroken, fit, tmp_path):

@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 
-.PHONY: demo test lint types tests docs bench browser screenshots clean
+.PHONY: demo test lint types tests docs fuzz test-oldest bench browser screenshots clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart.py
@@ -23,6 +24,16 @@ tests: $(VENV)/.installed-dev
 # Not with --quiet, which keeps warnings from --strict.
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The tests that draw examples, at random and FUZZ times as many: `make fuzz FUZZ=100 TESTS=tests/uplink`.
+FUZZ ?= 20
+TESTS ?= tests
+fuzz: $(VENV)/.installed-dev
+	LBGM_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m hypothesis $(TESTS)
+
+# The fast tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow and not browser"
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
@@ -45,5 +56,13 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+# pip cannot resolve to the lowest versions, uv can.
+$(OLDEST)/.installed: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --upgrade --resolution lowest-direct --python $(OLDEST)/bin/python \
+		--editable ".[dev]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

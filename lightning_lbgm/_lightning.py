@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +14,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.data import has_iterable_dataset
 from lightning.fabric.utilities.distributed import (
     _all_gather_ddp_if_available,
     _get_default_process_group_backend_for_device,
     _init_dist_connection,
+    _set_num_threads_if_needed,
     _sync_ddp_if_available,
 )
 from lightning.fabric.utilities.imports import _IS_INTERACTIVE
@@ -309,7 +314,37 @@ def make_launcher(strategy: Any) -> Any:
     environment = strategy.cluster_environment
     if _IS_INTERACTIVE and not environment.creates_processes_externally:
         return native(strategy, _MultiProcessingLauncher)(strategy, start_method="fork")
-    return native(strategy, _SubprocessScriptLauncher)(environment, strategy.num_processes, strategy.num_nodes)
+    launcher = _patient(native(strategy, _SubprocessScriptLauncher))
+    return launcher(environment, strategy.num_processes, strategy.num_nodes)
+
+
+@functools.cache
+def _patient(base: Any) -> Any:
+    """Return Lightning's launcher, but that rank 0 has time to end by itself when another process has failed.
+
+    Lightning looks for failed processes every five seconds and then kills this one. Here it has noticed the broken
+    connection and is saving what is left, which takes longer than that on a busy machine.
+    """
+
+    class PatientLauncher(base):
+        def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+            """Start the other processes, then call the function."""
+            self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+            if not self.cluster_environment.creates_processes_externally:
+                self._call_children_scripts()
+                _PatientObserver(child_processes=self.procs, main_pid=os.getpid()).start()
+            _set_num_threads_if_needed(num_processes=self.num_processes)
+            return function(*args, **kwargs)
+
+    return PatientLauncher
+
+
+class _PatientObserver(_ChildProcessObserver):
+    """Ends all processes a minute after one has failed, for those that hang."""
+
+    def _terminate_all(self) -> None:
+        time.sleep(60)  # the thread ends with its process
+        super()._terminate_all()
 
 
 _own_group: int | None = None  # its `id`: a reference would keep the connection open when the group is destroyed

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
+import os
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lbgm import LBGMFederated
+
+# `make test` draws the same examples everywhere; `make fuzz` draws new ones, as many times more.
+FUZZ = int(os.environ.get("LBGM_FUZZ", "0"))
+# Machines may be slow: no test is about its own duration.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fuzz", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fuzz" if FUZZ else "same")
+
+# Lightning keeps its messages from the root logger, where `caplog` listens, if that has no handler at the first import.
+logging.getLogger("lightning.pytorch").propagate = True
+
+
+def pytest_pyfunc_call(pyfuncitem) -> None:
+    """Run a test of random examples some more times under ``make fuzz``; the last time is pytest's own."""
+    if FUZZ and pyfuncitem.get_closest_marker("hypothesis"):
+        arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+        for _ in range(FUZZ - 1):
+            pyfuncitem.obj(**arguments)
 
 
 class TinyModule(pl.LightningModule):

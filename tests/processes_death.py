@@ -1,4 +1,7 @@
-"""One rank of two ends in the middle of a round, for test_processes.py: ``python processes_death.py HOW FOLDER``."""
+"""One rank of two ends in the middle of a round, for test_processes.py: ``python processes_death.py HOW FOLDER``.
+
+HOW is what happens, and to which rank: ``killed1``, or ``lives0`` for an exception in a process that then lives on.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,13 @@ from lightning_lbgm import LBGMFederated
 RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 
+HOW = sys.argv[1]
+
+
 class Dying(TinyModule):
     def training_step(self, batch, batch_idx):
-        if self.trainer.global_step == 2 and int(sys.argv[1][-1]) == RANK:
-            if sys.argv[1].startswith("killed"):
+        if self.trainer.global_step == 2 and int(HOW[-1]) == RANK:
+            if HOW.startswith("killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyError("a mistake in training_step")
         return super().training_step(batch, batch_idx)
@@ -39,9 +45,14 @@ def main(folder: Path) -> None:
     try:
         trainer.fit(Dying(), DataLoader(make_data(), batch_size=8))
     except BaseException as error:
-        (folder / f"rank{RANK}.txt").write_text(f"{type(error).__name__}: {error}")
-        if sys.argv[1].startswith("lives"):
-            time.sleep(60)  # a process that lives on does not keep the others waiting
+        if HOW == "killed1" and RANK == 0:
+            time.sleep(7)  # Lightning looks for failed processes every 5 seconds: there must be time to save things
+        report = folder / f"rank{RANK}.txt"
+        report.with_suffix(".part").write_text(f"{type(error).__name__}: {error}")
+        report.with_suffix(".part").rename(report)
+        lives_on = HOW.startswith("lives") and HOW.endswith(str(RANK))
+        while lives_on and not (folder / f"rank{1 - RANK}.txt").exists():
+            time.sleep(0.1)  # a process that lives on does not keep the other one waiting
         raise
 
 

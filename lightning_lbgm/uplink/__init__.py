@@ -6,7 +6,7 @@ from lightning_lbgm.uplink.cast import Cast, Rounded
 from lightning_lbgm.uplink.coefficients import Coefficients, Combination
 from lightning_lbgm.uplink.context import NO_CONTEXT, Context, Decision, RoundResult, State
 from lightning_lbgm.uplink.diana import DIANA
-from lightning_lbgm.uplink.ends import ClientEnd, Rejection, ServerEnd
+from lightning_lbgm.uplink.ends import ClientEnd, Received, Rejection, ServerEnd
 from lightning_lbgm.uplink.error_feedback import ErrorFeedback
 from lightning_lbgm.uplink.layout import Layout
 from lightning_lbgm.uplink.lookback import LookBack
@@ -18,6 +18,7 @@ from lightning_lbgm.uplink.predict import Predict, Predicted
 from lightning_lbgm.uplink.qsgd import QSGD, Quantized
 from lightning_lbgm.uplink.randk import RandK, RandomSparse
 from lightning_lbgm.uplink.recycling import LayerRecycling, Omitted
+from lightning_lbgm.uplink.scaled import Scaled
 from lightning_lbgm.uplink.sign import Signs, SignSGD
 from lightning_lbgm.uplink.sparse import Sparse
 from lightning_lbgm.uplink.stage import Chain, Encoded, Stage, as_chain
@@ -56,9 +57,11 @@ __all__ = [
     "Quantized",
     "RandK",
     "RandomSparse",
+    "Received",
     "Rejection",
     "RoundResult",
     "Rounded",
+    "Scaled",
     "ServerEnd",
     "SignSGD",
     "Signs",

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
-from lightning_lbgm.uplink.payload import Dense, Payload, is_safe
+from lightning_lbgm.uplink.numerics import binary_exponent, is_safe
+from lightning_lbgm.uplink.payload import Dense, Payload
+from lightning_lbgm.uplink.scaled import Scaled, exponent_range
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, Stage, State
 from lightning_lbgm.uplink.wire import DTYPES, MessageError, Reader, Writer, dtype_code, dtype_name, dtype_named
 
@@ -30,12 +32,25 @@ def check_format(owner: str, dtype: torch.dtype | str) -> torch.dtype:
 
 
 def rounded(numbers: Dense, dtype: torch.dtype) -> Payload:
-    """Round numbers to a smaller dtype; values beyond its range become its largest. Others stay as they are."""
-    values = numbers.values
+    """Round numbers to a smaller dtype; others stay as they are.
+
+    They are divided by a power of two before if the largest is beyond the range of the dtype, or below its normal
+    numbers, where digits are lost.
+    """
+    values, layout = numbers.values, numbers.layout
     if dtype.itemsize >= values.dtype.itemsize:
         return numbers
-    largest = torch.finfo(dtype).max
-    return Rounded(values.clamp(-largest, largest).to(dtype), dtype_name(values.dtype), numbers.layout)
+    decoded, largest = dtype_name(values.dtype), torch.finfo(dtype).max
+    power = binary_exponent(values)
+    low, high = exponent_range(dtype)
+    if power is None or low <= power < high:
+        return Rounded(values.to(dtype), decoded, layout)
+    # Up to the last power of two: half a step beyond the largest number is rounded to it, not to infinity.
+    if power == high:
+        return Rounded(values.clamp(-largest, largest).to(dtype), decoded, layout)
+    exponent = max(power - high, exponent_range(values.dtype)[0])
+    values = (values * 2.0**-exponent).clamp_(-largest, largest)
+    return Scaled(Rounded(values.to(dtype), decoded, layout), exponent)
 
 
 class Rounded(Payload):
@@ -107,8 +122,9 @@ class Rounded(Payload):
 class Cast(Stage):
     """Send values in a smaller floating-point format, 16 bits instead of 32; the server gets the update's own again.
 
-    After a sparsifier or a factorization it rounds the values that are sent. Values beyond the format's range become
-    its largest.
+    After a sparsifier or a factorization it rounds the values that are sent. If the largest of them is beyond the
+    format's range, or below its normal numbers (6e-5 for ``float16``), all are divided by a power of two, which three
+    bytes more tell, so that updates of any scale keep the format's precision.
 
     Args:
         dtype: ``torch.bfloat16`` (the range of ``float32``, 8 bits of precision), ``torch.float16`` or

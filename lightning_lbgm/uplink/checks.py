@@ -1,10 +1,13 @@
-"""Checks of numbers that users give to stages."""
+"""Checks of what users give to stages."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-__all__ = ["check_count", "check_fraction"]
+__all__ = ["check_count", "check_fraction", "class_hint"]
+
+_EXAMPLES = {"fraction": "0.1", "rank": "2", "num_layers": "2", "correction": "TopK(0.02)", "stage": "TopK(0.02)"}
 
 
 def check_fraction(owner: str, name: str, value: Any) -> float:
@@ -36,3 +39,19 @@ def check_count(owner: str, name: str, value: Any, low: int = 1, high: int | Non
         wanted = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"`{owner}({name}=...)` must be {wanted}; got {value!r}.")
     return value
+
+
+def class_hint(value: object, base: type) -> str:
+    """Return the remedy where a class was given, or a list with one, instead of an object; else nothing.
+
+    Args:
+        value: What was given.
+        base: The class of which an object is wanted.
+    """
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(item, type) and issubclass(item, base):
+            parameters = inspect.signature(item).parameters.values()
+            required = [f"{p.name}={_EXAMPLES.get(p.name, '...')}" for p in parameters if p.default is p.empty]
+            optional = [f"{p.name}={p.default!r}" for p in parameters if p.default is not p.empty]
+            return f" {item.__name__} is a class: write {item.__name__}({', '.join(required or optional[:1])})."
+    return ""

@@ -34,8 +34,9 @@ class ErrorFeedback(Stage):
     """
 
     def __init__(self, stage: Stage | list[Stage]) -> None:
-        self.stage = inner_chain("ErrorFeedback", "stage", stage)
+        self.stage = inner_chain("ErrorFeedback", "stage", stage, whole=True)
         self.terminal = self.stage.terminal
+        self.uses_mean = self.stage.uses_mean
 
     def init(self) -> State:
         """Make the state of a client with nothing left to send: the residual ``(M,)`` is made at its first update."""
@@ -58,6 +59,10 @@ class ErrorFeedback(Stage):
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         return self.stage.decode(payload, state["stage"], context)
+
+    @property
+    def decodes(self) -> bool:
+        return self.stage.decodes
 
     def forget(self, state: State) -> None:
         # The residual stays: it is the client's alone.

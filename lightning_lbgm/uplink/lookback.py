@@ -181,14 +181,10 @@ class LookBack(Stage):
         if basis is None:
             return 1.0, None
         may_recycle = threshold > 0 and (self.max_age is None or age < self.max_age)
-        if update.squared_norm() == 0:
+        if update.is_zero():
             return 0.0, [0.0] * self._span.count(basis, update.layout) if may_recycle and update.size else None
         error, coefficients = self._span.fit(basis, products, update)
-        if not may_recycle or error > threshold or not coefficients:
-            return error, None
-        # Coefficients that their dtype cannot hold would decode to something that is not finite.
-        largest = torch.finfo(update.dtype).max
-        return error, coefficients if all(abs(coefficient) <= largest for coefficient in coefficients) else None
+        return error, coefficients if may_recycle and error <= threshold and coefficients else None
 
     def _refresh(self, lbgs: dict[int, Basis], index: int, update: Payload, products: Any) -> None:
         """Let an update that went in full become an LBG, by its ``dots`` with those that there are."""

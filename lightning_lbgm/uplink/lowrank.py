@@ -9,10 +9,13 @@ from torch import Tensor
 
 from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.layout import Layout, LayoutLike, matrix_shape
+from lightning_lbgm.uplink.numerics import binary_exponent, is_safe
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
 
 __all__ = ["LowRank", "factorize"]
+
+_ORDINARY = 40  # matrices with a largest entry from 2^-40 to 2^40, 1e-12 to 1e12, are factorized as they are
 
 
 class LowRank(Payload):
@@ -74,7 +77,11 @@ class LowRank(Payload):
             products = (left.double().T @ other_left.double()) * (right.double().T @ other_right.double())
             return float(products.sum())
         if isinstance(other, Dense):
-            return float((left * (other.values.view(self.rows, self.columns) @ right)).double().sum())
+            matrix = other.values.view(self.rows, self.columns)
+            result = float((left * (matrix @ right)).double().sum())
+            if is_safe(abs(result)) or matrix.dtype == torch.float64:
+                return result
+            return float((left.double() * (matrix.double() @ right.double())).sum())
         return None
 
     def split(self) -> list[Payload]:
@@ -116,7 +123,8 @@ def factorize(update: Payload, rank: int, factor: Callable[[int, Tensor], tuple[
     Args:
         update: The update.
         rank: Columns of the factors.
-        factor: Called with the tensor's index and the matrix, shape (n, m); returns P and Q.
+        factor: Called with the tensor's index and the matrix, shape (n, m), which for extreme scales is divided by a
+            power of two; returns P and Q.
     """
     parts: list[Payload] = []
     for index, (values, shape) in enumerate(zip(update.dense().split(update.sizes), update.layout.shapes)):
@@ -125,5 +133,19 @@ def factorize(update: Payload, rank: int, factor: Callable[[int, Tensor], tuple[
             # A copy: what follows may keep it, and the update's memory is the caller's.
             parts.append(Dense(values.clone(), Layout([shape])))
         else:
-            parts.append(LowRank.of(*factor(index, values.view(rows, columns)), Layout([shape])))
+            parts.append(_factorized(index, values.view(rows, columns), factor, Layout([shape])))
     return Blocks(parts, update.layout)
+
+
+def _factorized(index: int, matrix: Tensor, factor: Callable[..., tuple[Tensor, Tensor]], layout: Layout) -> LowRank:
+    """Return a matrix's factors, found at a scale at which squares and products of three neither over- nor underflow.
+
+    A power of two brings it there and back, so that no digit changes; it is even, for half of it goes to each factor.
+    """
+    power = binary_exponent(matrix)
+    if power is None or abs(power) <= _ORDINARY:
+        return LowRank.of(*factor(index, matrix), layout)
+    half = power // 2
+    # One half at a time: 2 ** power itself may be beyond the dtype.
+    payload = LowRank.of(*factor(index, matrix * 2.0**-half * 2.0**-half), layout)
+    return LowRank(payload.body.dense() * 2.0**half, payload.rows, payload.columns, layout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -10,49 +12,23 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
+from lightning_lbgm.uplink.numerics import inner, inners
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer
 
-__all__ = ["Dense", "Payload", "inner", "inners", "is_safe"]
-
-# Outside this range a float32 sum of squares has lost digits to underflow, or overflows.
-_SAFE_SQUARES = (1e-26, 1e36)
-_BLOCK = 2**18  # entries: 1 MB in float32
+__all__ = ["Dense", "Payload", "inner"]
 
 
-def inner(a: Tensor, b: Tensor) -> float:
-    """Return the inner product of two vectors of shape ``(n,)``.
-
-    It runs in the vectors' dtype, at memory bandwidth, and again in ``float64`` where the first result shows that
-    ``float32`` may have under- or overflowed, so that tests on it stay true for updates of any scale.
-    """
-    result = float(torch.dot(a, b))
-    if a.dtype != torch.float64 and not is_safe(abs(result)):
-        result = float(torch.dot(a.double(), b.double()))
-    return result
-
-
-def inners(a: Tensor, others: Sequence[Tensor]) -> list[float]:
-    """Return the inner products of a vector of shape ``(n,)`` with several others.
-
-    A vector that the cache does not hold is read block by block, so that it comes from memory once for all of them.
-    """
-    if a.numel() <= 4 * _BLOCK or len(others) == 1 or a.device.type != "cpu":
-        return [inner(a, other) for other in others]
-    totals = [0.0] * len(others)
-    for start in range(0, a.numel(), _BLOCK):
-        block = a[start : start + _BLOCK]
-        for index, other in enumerate(others):
-            totals[index] += float(torch.dot(block, other[start : start + _BLOCK]))
-    return [
-        total if a.dtype == torch.float64 or is_safe(abs(total)) else inner(a, other)
-        for total, other in zip(totals, others)
-    ]
-
-
-def is_safe(magnitude: float) -> bool:
-    """Tell whether a sum of products in ``float32`` is so large that it cannot have lost digits, and not too large."""
-    low, high = _SAFE_SQUARES
-    return low < magnitude < high
+def _check_new(what: str, cls: type[Payload], known: type[Payload] | None) -> None:
+    """Refuse a class whose name or code another one has; a cell of a notebook that is run again replaces its own."""
+    if known is None:
+        return
+    again = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+    if again and hasattr(sys, "ps1") and "<locals>" not in cls.__qualname__:
+        return
+    raise TypeError(
+        f"The payload {cls.__module__}.{cls.__qualname__} has the {what} of {known.__module__}.{known.__qualname__}:"
+        " messages and checkpoints could be read as either. Give it a name and a `code` (64 to 255) of its own."
+    )
 
 
 class Payload(ABC):
@@ -72,13 +48,26 @@ class Payload(ABC):
     fields: ClassVar[tuple[str, ...]] = ()
     code: ClassVar[int | None] = None
     _kinds: ClassVar[dict[str, type[Payload]]] = {}
+    _codes: ClassVar[dict[int, type[Payload]]] = {}
 
     def __init__(self, layout: LayoutLike) -> None:
         self.layout = Layout.of(layout)
         self._squared_norm: float | None = None
 
     def __init_subclass__(cls) -> None:
-        """Make the class known to ``from_state`` and ``read_from``."""
+        """Make the class known to ``from_state`` by its name, and to ``read_from`` by its code.
+
+        Raises:
+            TypeError: If another class has the name or the code, or the code is not from 1 to 255.
+        """
+        super().__init_subclass__()
+        code = cls.__dict__.get("code")  # a subclass without its own is read as the class that it extends
+        _check_new("name", cls, Payload._kinds.get(cls.__name__))
+        if code is not None:
+            if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
+                raise TypeError(f"`{cls.__name__}.code` must be from 1 to 255 (a byte); got {code!r}.")
+            _check_new(f"code {code}", cls, Payload._codes.get(code))
+            Payload._codes[code] = cls
         Payload._kinds[cls.__name__] = cls
 
     @property
@@ -134,10 +123,23 @@ class Payload(ABC):
         return None
 
     def squared_norm(self) -> float:
-        """Return ``|g|^2``, computed once."""
+        """Return ``|g|^2``, computed once.
+
+        In ``float64``, with entries beyond 1e-154 or 1e154, it may underflow to zero or overflow though the update is
+        neither zero nor infinite: ask ``is_zero`` and ``is_finite``.
+        """
         if self._squared_norm is None:
-            self._squared_norm = self.dot(self)
+            product = self.dot(self)
+            self._squared_norm = 0.0 if product < 0 else product  # factors that cancel leave round-off of either sign
         return self._squared_norm
+
+    def is_zero(self) -> bool:
+        """Whether all numbers are zero. It costs no pass over them once the squared norm is known, unless that is 0."""
+        return self.squared_norm() == 0 and not bool(self.dense().any())
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite."""
+        return bool(torch.isfinite(self.dense()).all())
 
     def dots(self, others: Sequence[Payload]) -> list[float]:
         """Return the inner products with several payloads of the same size."""
@@ -221,12 +223,12 @@ class Payload(ABC):
         Raises:
             MessageError: If it is none.
         """
-        for kind in Payload._kinds.values():
-            if kind.code == code:
-                payload = kind.read(data, size)
-                data.finish()
-                return payload
-        raise MessageError(f"The message holds a payload of unknown kind {code}.")
+        kind = Payload._codes.get(code)
+        if kind is None:
+            raise MessageError(f"The message holds a payload of unknown kind {code}.")
+        payload = kind.read(data, size)
+        data.finish()
+        return payload
 
     def write_inside(self, out: Writer) -> None:
         """Write the kind (a byte) and the body, as the last of another payload's."""
@@ -276,6 +278,10 @@ class Dense(Payload):
 
     def dense(self) -> Tensor:
         return self.values
+
+    def is_finite(self) -> bool:
+        # The squared norm is wanted anyway, and tells but where it overflows.
+        return math.isfinite(self.squared_norm()) or super().is_finite()
 
     def _dot(self, other: Payload) -> float | None:
         return inner(self.values, other.values) if isinstance(other, Dense) else None

@@ -104,14 +104,12 @@ class Predict(Stage):
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         basis = state["basis"]
-        has_past, is_zero = bool(basis["payloads"]), update.squared_norm() == 0
+        has_past, is_zero = bool(basis["payloads"]), update.is_zero()
         error, found = 0.0 if has_past and is_zero else 1.0, list[float]()
         if has_past and not is_zero:
             error, found = self._span.fit(basis, self._span.dots(basis, update), update)
-            if not all(abs(coefficient) <= torch.finfo(update.dtype).max for coefficient in found):
-                error, found = 1.0, []  # they would decode to something that is not finite
         if not found and has_past:
-            found = [0.0] * self._span.count(basis, update.layout)
+            error, found = 0.0 if is_zero else 1.0, [0.0] * self._span.count(basis, update.layout)
         coefficients = torch.tensor(found, dtype=update.dtype, device=update.device)
         reads = bool(found)
         remainder = update.dense().clone()

@@ -116,8 +116,9 @@ class RandK(Stage):
 
     Args:
         fraction: Share of the entries to send, in (0, 1].
-        unbiased: Whether the server scales the values by M / k, so that the mean over the choice is the update. Set it
-            to False inside ``ErrorFeedback``, which would add up what the scaling overshoots.
+        unbiased: Whether the server scales the values by M / k, so that the mean over the choice is the update (but at
+            most to the largest number of the dtype). Set it to False inside ``ErrorFeedback``, which would add up what
+            the scaling overshoots.
 
     Raises:
         TypeError: If ``fraction`` is not a number.
@@ -137,7 +138,12 @@ class RandK(Stage):
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         values = update.dense()
         k = max(1, round(self.fraction * values.numel()))
-        return Encoded(RandomSparse.draw(values, k, context.draw_seed(), self.unbiased, update.layout))
+        payload = RandomSparse.draw(values, k, context.draw_seed(), self.unbiased, update.layout)
+        if self.unbiased:
+            # Less a few roundings, so that what the server scales stays finite.
+            largest = torch.finfo(values.dtype).max * (k / max(1, values.numel())) * (1 - 1e-6)
+            payload.body.dense().clamp_(-largest, largest)
+        return Encoded(payload)
 
 
 def _draw(seed: int, size: int, k: int) -> Tensor:

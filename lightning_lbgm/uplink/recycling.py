@@ -12,11 +12,14 @@ from torch import Tensor
 from lightning_lbgm.uplink.blocks import Blocks
 from lightning_lbgm.uplink.checks import check_count
 from lightning_lbgm.uplink.layout import LayoutLike
+from lightning_lbgm.uplink.numerics import is_safe
 from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, dtype_name, dtype_named
 
 __all__ = ["LayerRecycling", "Omitted"]
+
+_ALMOST_ZERO = 1e-100  # far from any ratio of norms of numbers between 1e-38 and 1e38
 
 
 class Omitted(Payload):
@@ -75,6 +78,7 @@ class LayerRecycling(Stage):
     """
 
     terminal = True
+    uses_mean = True
 
     def __init__(self, num_layers: int) -> None:
         self.num_layers = check_count("LayerRecycling", "num_layers", num_layers)
@@ -112,10 +116,10 @@ class LayerRecycling(Stage):
 
     def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
         sizes = result.layout.sizes
-        moved = torch.stack([torch.linalg.vector_norm(part) for part in result.mean_update.split(sizes)])
-        length = torch.stack([torch.linalg.vector_norm(part) for part in result.server_params.split(sizes)])
+        moved = torch.stack([_norm(part) for part in result.mean_update.split(sizes)])
+        length = torch.stack([_norm(part) for part in result.server_params.split(sizes)])
         # A tensor that did not move is recycled for sure; one that is zero itself, as new biases are, last of all.
-        weights = (length.double() / moved.double().clamp(min=1e-30)).clamp(1e-30, 1e30).cpu()
+        weights = (length / moved.clamp(min=_ALMOST_ZERO)).clamp(_ALMOST_ZERO, 1 / _ALMOST_ZERO).cpu()
         drawn = torch.multinomial(weights, self.num_layers, generator=context.generator(weights.device))
         shared["layers"] = sorted(drawn.tolist())
         shared["update"] = result.mean_update.clone()
@@ -126,3 +130,10 @@ class LayerRecycling(Stage):
                 f"`LayerRecycling(num_layers={self.num_layers})` must leave something to send: the module has"
                 f" {len(update.sizes)} trainable parameter tensors."
             )
+
+
+def _norm(part: Tensor) -> Tensor:
+    """Return the L2 norm in ``float64``, shape ``()``."""
+    norm = torch.linalg.vector_norm(part)
+    size = float(norm)
+    return norm.double() if is_safe(size * size) else torch.linalg.vector_norm(part, dtype=torch.float64)

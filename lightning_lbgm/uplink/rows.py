@@ -6,17 +6,21 @@ For R rows and r vectors the span has up to R r dimensions instead of r, at the 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout, matrix_shape
-from lightning_lbgm.uplink.payload import Payload, is_safe
-from lightning_lbgm.uplink.subspace import ROUNDINGS, Basis, Span, payloads
+from lightning_lbgm.uplink.numerics import is_safe
+from lightning_lbgm.uplink.payload import Payload
+from lightning_lbgm.uplink.subspace import ROUNDINGS, Basis, Span, can_hold, payloads
 
 __all__ = ["RowCombination", "RowSpan"]
 
 _LOST = 1e-36  # squares of float32 below it have fewer digits
+_NOTHING = 1e-12  # share of the whole up to which a row whose digits are lost counts for nothing
 
 
 class RowSpan(Span):
@@ -35,7 +39,9 @@ class RowSpan(Span):
         if not bool(gram.any()):
             return 1.0, []
         dense = update.dense()
-        squared_norms = _row_products(dense, dense, update.layout)
+        squared_norm = float(_row_products(dense, dense, update.layout).sum())
+        if not 0 < squared_norm < math.inf or not bool(torch.isfinite(products).all() & torch.isfinite(gram).all()):
+            return 1.0, []
         norms = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
         scales = torch.where(norms > 0, 1 / norms, 0.0)
         matrices = gram * scales[:, :, None] * scales[:, None, :]
@@ -47,8 +53,10 @@ class RowSpan(Span):
         right = products * scales
         solution = torch.linalg.solve(regular, right[:, :, None])[:, :, 0]
         explained = 2 * (right * solution).sum(1) - (solution * (matrices @ solution[:, :, None])[:, :, 0]).sum(1)
-        error = 1 - float(explained.sum()) / float(squared_norms.sum())
-        return min(1.0, max(0.0, error)), (solution * scales).reshape(-1).tolist()
+        error = min(1.0, max(0.0, 1 - float(explained.sum()) / squared_norm))
+        coefficients = (solution * scales).reshape(-1)
+        held = can_hold(update.dtype, coefficients, norms.reshape(-1), squared_norm)
+        return error, coefficients.tolist() if held else []
 
     def append(self, basis: Basis, update: Payload, products: Tensor | None, rank: int) -> None:
         dense = update.dense()
@@ -104,7 +112,8 @@ def _row_products(one: Tensor, two: Tensor, layout: Layout) -> Tensor:
     if one.dtype == torch.float64:
         return result
     sizes = result.abs()
-    if not is_safe(float(sizes.sum())):
+    total = float(sizes.sum())
+    if not is_safe(total) or total * _NOTHING < _LOST * layout.size:
         return _row_products(one.double(), two.double(), layout)
     # A row this far below the others has lost its digits in float32, and counts for nothing.
     return torch.where(sizes < _LOST * layout.size, 0.0, result)

@@ -96,4 +96,8 @@ class SignSGD(Stage):
 
 
 def _sign(numbers: Dense) -> Payload:
-    return Signs.pack(numbers.values, numbers.values.abs().mean(), numbers.layout)
+    magnitudes = numbers.values.abs()
+    scale = magnitudes.mean()
+    if not bool(torch.isfinite(scale)):  # the sum has overflowed
+        scale = magnitudes.double().mean().to(magnitudes.dtype)
+    return Signs.pack(numbers.values, scale, numbers.layout)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_lbgm.uplink.bits import GapCode, choose_gap_code, decode_gaps, encode_gaps
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
-from lightning_lbgm.uplink.payload import Dense, Payload, inner
+from lightning_lbgm.uplink.numerics import inner
+from lightning_lbgm.uplink.payload import Dense, Payload
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer, varint_size
 
 __all__ = ["Sparse", "index_dtype"]

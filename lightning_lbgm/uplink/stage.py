@@ -7,10 +7,11 @@ import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lightning_lbgm.describe import describe
+from lightning_lbgm.uplink.checks import class_hint
 from lightning_lbgm.uplink.context import NO_CONTEXT, Context, Decision, RoundResult, State
 from lightning_lbgm.uplink.payload import Payload
 
@@ -60,11 +61,13 @@ class Stage(ABC):
 
     Attributes:
         terminal: Whether the stage must be the last of its chain.
+        uses_mean: Whether it decodes to what the server has aggregated; then no stage before it may have to decode.
         store: Where the clients' states are to be kept: ``"memory"``, or a directory.
         capacity: How many clients' states both ends are to remember; None: all.
     """
 
     terminal = False
+    uses_mean = False
     store = "memory"
     capacity: int | None = None
     _shown_if_set: ClassVar[tuple[str, ...]] = ()  # arguments that the representation leaves out at their default
@@ -90,13 +93,38 @@ class Stage(ABC):
     def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         """Return what the server sees for a payload just encoded, from the client's own state, which stays as it is.
 
-        In simulation this stands for ``decode``, so that both ends share one copy of the state.
+        In simulation this stands for ``decode``, so that both ends share one copy of the state. A stage that decodes
+        without a state need not implement it.
+
+        Raises:
+            TypeError: If the stage overrides ``decode`` alone, and has a state.
+        """
+        if not self._overrides("decode"):
+            return payload
+        if self.init():
+            raise TypeError(
+                f"{type(self).__name__} has a state and overrides `decode`: override `reconstruct` too, which returns"
+                " what `decode` gives the server, from the client's state after `encode`."
+            )
+        return self.decode(payload, {}, context)
+
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        """Decode what the stage has encoded, on the server, and advance the server's state.
+
+        Args:
+            payload: The stage's own payload; if stages follow in the chain, as they have decoded it.
+            state: The server's state of the client.
+            context: The round.
         """
         return payload
 
-    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        """Decode a payload on the server and advance the server's state."""
-        return payload
+    @property
+    def decodes(self) -> bool:
+        """Whether its payload is not the update itself in some encoding, so that ``decode`` has to make one of it."""
+        return self._overrides("decode") or self._overrides("reconstruct")
+
+    def _overrides(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(Stage, name)
 
     def forget(self, state: State) -> None:  # noqa: B027 (most have nothing to forget)
         """Drop, on the client, what the server is to remember too: the next update needs none of it."""
@@ -127,12 +155,15 @@ class Stage(ABC):
 class Chain(Stage):
     """Stages in order, each encoding what the one before produced; an empty chain sends updates as they are.
 
+    They decode in reverse order: each gets what the one behind it has decoded.
+
     Args:
         stages: The stages. A terminal one, such as ``LookBack``, can only stand last.
 
     Raises:
         TypeError: If an element is not a stage.
-        ValueError: If a terminal stage is followed by another, or two stages name different stores or capacities.
+        ValueError: If a terminal stage is followed by another, two stages name different stores or capacities, or
+            ``LayerRecycling`` stands behind a stage that has to decode.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -147,8 +178,16 @@ class Chain(Stage):
                     f"{stage!r} must be the last stage of its chain, but {following!r} follows it: put {following!r}"
                     " before it."
                 )
+        for position, stage in enumerate(stages):
+            before = [one for one in stages[:position] if one.decodes]
+            if stage.uses_mean and before:
+                raise ValueError(
+                    f"{stage!r} decodes to the server's aggregated update, which {before[0]!r} before it would decode"
+                    " once more: leave one of them out."
+                )
         self.stages = list(stages)
         self.terminal = any(stage.terminal for stage in self.stages)
+        self.uses_mean = any(stage.uses_mean for stage in self.stages)
         # A client's state is one, of all stages together.
         inside = [stage for part in self.stages for stage in part.stages_inside()]
         self.store = _only("store", [stage.store for stage in inside if stage.store != "memory"], "memory")
@@ -169,24 +208,32 @@ class Chain(Stage):
         return {"stages": [stage.init_shared() for stage in self.stages]}
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        encoded: Encoded | None = None
+        encoded = Encoded(update)
         for position, (stage, stage_state) in enumerate(zip(self.stages, state["stages"])):
-            payload, decision = (update, None) if encoded is None else (encoded.payload, encoded.decision)
-            encoded = stage.encode(payload, stage_state, self._child(context, position))
-            if encoded.decision is None and decision is not None:
-                encoded = replace(encoded, decision=decision)
-        return Encoded(update) if encoded is None else encoded
+            step = stage.encode(encoded.payload, stage_state, self._child(context, position))
+            encoded = Encoded(
+                step.payload,
+                encoded.decision if step.decision is None else step.decision,
+                reads=encoded.reads or step.reads,
+                writes=encoded.writes or step.writes,
+            )
+        return encoded
 
     def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        # Payloads of the stages before the last one decode themselves.
-        if not self.stages:
-            return payload
-        return self.stages[-1].reconstruct(payload, state["stages"][-1], self._child(context, len(self.stages) - 1))
+        for position in reversed(range(len(self.stages))):
+            stage, stage_state = self.stages[position], state["stages"][position]
+            payload = stage.reconstruct(payload, stage_state, self._child(context, position))
+        return payload
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        if not self.stages:
-            return payload
-        return self.stages[-1].decode(payload, state["stages"][-1], self._child(context, len(self.stages) - 1))
+        for position in reversed(range(len(self.stages))):
+            stage, stage_state = self.stages[position], state["stages"][position]
+            payload = stage.decode(payload, stage_state, self._child(context, position))
+        return payload
+
+    @property
+    def decodes(self) -> bool:
+        return any(stage.decodes for stage in self.stages)
 
     def forget(self, state: State) -> None:
         for stage, stage_state in zip(self.stages, state["stages"]):
@@ -221,19 +268,34 @@ def as_chain(stages: Stage | Sequence[Stage]) -> Chain:
     return Chain([stages] if isinstance(stages, Stage) else stages)
 
 
-def inner_chain(owner: str, name: str, stages: Stage | Sequence[Stage]) -> Chain:
+def inner_chain(owner: str, name: str, stages: Stage | Sequence[Stage], *, whole: bool = False) -> Chain:
     """Make the chain that a stage wraps.
 
+    Args:
+        owner: The stage, for errors.
+        name: Its argument.
+        stages: What was given.
+        whole: Whether the chain decodes to the whole update, so that a stage may put in what the server has aggregated.
+
     Raises:
-        TypeError: If it is not a stage or a list of stages; the error names the owner and its argument.
+        TypeError: If it is not a stage or a list of stages.
+        ValueError: If it has such a stage, and is for a part of the update.
     """
     if not isinstance(stages, (Stage, Sequence)) or isinstance(stages, str) or not stages:
-        raise TypeError(f"`{owner}({name}=...)` takes a stage or a list of stages; got {stages!r}.")
-    return as_chain(stages)
+        raise TypeError(
+            f"`{owner}({name}=...)` takes a stage or a list of stages; got {stages!r}.{class_hint(stages, Stage)}"
+        )
+    chain = as_chain(stages)
+    if chain.uses_mean and not whole:
+        raise ValueError(
+            f"`{owner}({name}={chain!r})` gets a part of the update, for which `LayerRecycling` would put in the whole"
+            " one of the last round: leave it out, or leave the other out."
+        )
+    return chain
 
 
 def _not_a_stage(value: object) -> TypeError:
     return TypeError(
         "`uplink` takes stages such as `[TopK(0.1), LookBack(0.2)]`, and `[]` for FedAvg; got"
-        f" {value!r}, a {type(value).__name__}."
+        f" {value!r}, a {type(value).__name__}.{class_hint(value, Stage)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from lightning_lbgm.uplink.coefficients import Combination
 from lightning_lbgm.uplink.layout import Layout
 from lightning_lbgm.uplink.payload import Payload
 
-__all__ = ["ROUNDINGS", "Basis", "Span", "lbp_error", "new_basis", "payloads", "project"]
+__all__ = ["ROUNDINGS", "Basis", "Span", "can_hold", "lbp_error", "new_basis", "payloads", "project"]
 
 Basis = dict[str, Any]
 """Vectors, oldest first, and their inner products, as built-ins and tensors: ``{"payloads": [state, ...], "gram":
@@ -20,6 +21,12 @@ Basis = dict[str, Any]
 # Directions of the span whose share of the normalised Gram matrix is below this many roundings of a dot product are
 # round-off, not directions: float32 products are good to about one rounding.
 ROUNDINGS = 16
+
+# How far round-off in the inner products may put the error off, for products good to one rounding.
+_ERROR_OFF = 1e-3
+
+# Share of |g| that coefficients may lose to the least number of their dtype.
+_LOST = 1e-3
 
 
 def lbp_error(dot: float, update_squared_norm: float, lbg_squared_norm: float) -> float:
@@ -49,6 +56,10 @@ def project(
     ``1 - |P g|^2 / |g|^2``, for r = 1 the squared sine of the angle. Vectors that are zero, or dependent up to
     round-off, do no harm: the solution of smallest norm is taken, among normalised vectors, in ``float64``.
 
+    Directions of the span are used from the largest eigenvalue of the normalised Gram matrix on, as long as the error
+    of the coefficients c is known up to 0.001. Round-off of ``eps`` in each product puts it off by up to
+    ``eps (|x|_1 + |x|_1^2)``, x being the coefficients of normalised vectors, and x grows as vectors become dependent.
+
     Args:
         gram: G, r x r.
         products: b, r numbers.
@@ -74,6 +85,9 @@ def project(
     cosines = torch.tensor(products, dtype=torch.float64) * scales / squared_norm**0.5
     values, vectors = torch.linalg.eigh(matrix)
     kept = values > ROUNDINGS * eps * len(products)
+    # |x|^2 of the directions up to each, largest eigenvalue first; |x|_1^2 is at most r times that.
+    squares = torch.where(kept, (vectors.T @ cosines) / values, 0.0).square().flip(0).cumsum(0).flip(0)
+    kept &= eps * len(products) * squares <= _ERROR_OFF
     basis = vectors[:, kept]
     solution = basis @ ((basis.T @ cosines) / values[kept])
     error = 1 - float(2 * (cosines @ solution) - solution @ matrix @ solution)
@@ -105,12 +119,20 @@ class Span:
         """Project an update that is not zero, by its ``dots``.
 
         Returns:
-            The error, ``1 - |P g|^2 / |g|^2``, and the coefficients; none where all vectors are zero.
+            The error, ``1 - |P g|^2 / |g|^2``, and the coefficients: none if all vectors are zero, if the update's
+            dtype cannot hold them, or if a squared norm has under- or overflowed (``float64`` alone).
         """
-        gram = basis["gram"]
-        if not any(gram[index][index] for index in range(len(gram))):
+        gram, squared_norm = basis["gram"], update.squared_norm()
+        squares = [gram[index][index] for index in range(len(gram))]
+        if not any(squares) or not 0 < squared_norm < math.inf or not all(map(math.isfinite, (*squares, *products))):
             return 1.0, []
-        return project(gram, products, update.squared_norm(), torch.finfo(update.dtype).eps)
+        error, coefficients = project(gram, products, squared_norm, torch.finfo(update.dtype).eps)
+        info = torch.finfo(update.dtype)
+        if not all(info.tiny <= abs(coefficient) <= info.max for coefficient in coefficients):
+            norms = torch.tensor(squares, dtype=torch.float64).clamp(min=0).sqrt()
+            if not can_hold(update.dtype, torch.tensor(coefficients, dtype=torch.float64), norms, squared_norm):
+                return error, []
+        return error, coefficients
 
     def append(self, basis: Basis, update: Payload, products: Any, rank: int) -> None:
         """Take a copy of an update in, and let the oldest vector beyond ``rank`` go.
@@ -142,3 +164,17 @@ class Span:
         if len(states) == rank:
             del states[0]
         states.append(update.clone().to_state())
+
+
+def can_hold(dtype: torch.dtype, coefficients: Tensor, norms: Tensor, squared_norm: float) -> bool:
+    """Whether coefficients survive their dtype: none overflows, and what underflows is no part of the update.
+
+    Args:
+        dtype: The dtype.
+        coefficients: Shape ``(n,)``, ``float64``.
+        norms: L2 norms of what each is multiplied with, shape ``(n,)``, ``float64``.
+        squared_norm: ``|g|^2`` of the update.
+    """
+    info, sizes = torch.finfo(dtype), coefficients.abs()
+    lost = torch.where(sizes < info.tiny, sizes * norms, 0.0).sum()
+    return bool((sizes <= info.max).all()) and float(lost) <= _LOST * math.sqrt(squared_norm)

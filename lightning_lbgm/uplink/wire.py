@@ -110,7 +110,7 @@ class Reader:
         depth: How deep payloads may still lie in each other.
     """
 
-    def __init__(self, data: memoryview, dtype: torch.dtype, depth: int = 4) -> None:
+    def __init__(self, data: memoryview, dtype: torch.dtype, depth: int = 5) -> None:
         self._data = data
         self._position = 0
         self.dtype = dtype

@@ -2,16 +2,26 @@
 
 import pytest
 import torch
+from conftest import flat_params
 
+from lightning_lbgm import LBGMFederated
 from lightning_lbgm.uplink import (
+    DIANA,
+    NO_CONTEXT,
+    QSGD,
     Chain,
+    ClientEnd,
     Coefficients,
     Context,
     Decision,
     Dense,
     Encoded,
     ErrorFeedback,
+    LayerRecycling,
     LookBack,
+    PowerSGD,
+    Predict,
+    ServerEnd,
     SignSGD,
     Stage,
     TopK,
@@ -166,3 +176,120 @@ def test_what_is_no_stage_is_refused_by_name_and_value(wrong):
 def test_what_is_no_sequence_is_refused(wrong):
     with pytest.raises(TypeError):
         as_chain(wrong)
+
+
+# Decoding in reverse order
+
+
+class Shift(Stage):
+    """Send ``factor * update + offset``: nothing is lost, but it has to be undone."""
+
+    def __init__(self, factor, offset):
+        self.factor, self.offset = factor, offset
+
+    def encode(self, update, state, context=NO_CONTEXT):
+        return Encoded(Dense(self.factor * update.dense() + self.offset, update.layout))
+
+    def decode(self, payload, state, context=NO_CONTEXT):
+        return Dense((payload.dense() - self.offset) / self.factor, payload.layout)
+
+
+class FromLast(Stage):
+    """Send the difference to the last update: both ends remember what was decoded."""
+
+    def init(self):
+        return {"last": None, "now": None}
+
+    def encode(self, update, state, context=NO_CONTEXT):
+        state["last"], state["now"] = state["now"], update.dense().clone()
+        reads = state["last"] is not None
+        return Encoded(Dense(state["now"] - (state["last"] if reads else 0), update.layout), reads=reads, writes=True)
+
+    def reconstruct(self, payload, state, context=NO_CONTEXT):
+        return payload if state["last"] is None else Dense(payload.dense() + state["last"], payload.layout)
+
+    def decode(self, payload, state, context=NO_CONTEXT):
+        state["last"] = payload.dense() + (0 if state["last"] is None else state["last"])
+        return Dense(state["last"].clone(), payload.layout)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [[], [TopK(1.0)], [TopK(1.0), Shift(4.0, -1.0)], [LookBack(0.0)], [ErrorFeedback(LookBack(0.0))]],
+    ids=repr,
+)
+@pytest.mark.parametrize("front", [[Shift(2.0, 1.0)], [Shift(2.0, 1.0), Shift(-0.5, 3.0)], [FromLast()]], ids=repr)
+def test_each_stage_of_a_chain_decodes_what_the_ones_behind_it_have_decoded(front, behind):
+    # All of these lose nothing, so the server must get the updates themselves, whole numbers that stay exact.
+    chain = as_chain([*front, *behind])
+    client, server = chain.init(), chain.init()
+    for round_index in range(3):
+        update = UPDATE * (round_index + 1)
+        payload = chain.encode(Dense(update), client, Context(round_index)).payload
+        assert not torch.equal(payload.dense(), update) or (front[0].__class__ is FromLast and round_index == 0)
+        assert chain.reconstruct(payload, client, Context(round_index)).dense().tolist() == update.tolist()
+        assert chain.decode(payload, server, Context(round_index)).dense().tolist() == update.tolist()
+
+
+def test_stages_before_the_last_say_what_the_message_refers_to():
+    chain = as_chain([FromLast(), TopK(1.0)])
+    state = chain.init()
+    encoded = [chain.encode(Dense(UPDATE), state) for _ in range(2)]
+    assert [(one.reads, one.writes) for one in encoded] == [(False, True), (True, True)]
+
+
+def test_the_ends_keep_in_step_by_what_a_stage_before_the_last_remembers():
+    uplink = [FromLast(), TopK(1.0)]
+    client, server = ClientEnd(0, uplink), ServerEnd(uplink, [4])
+    for round_index in range(3):
+        message = client.send(UPDATE * 2**round_index, round_index, Context(round_index))
+        received = server.receive(message.to_bytes(), round_index, Context(round_index))
+        assert received.dense().tolist() == (UPDATE * 2**round_index).tolist()
+
+
+def test_a_stage_that_decodes_from_a_state_must_say_what_the_server_sees():
+    class Forgetful(FromLast):
+        reconstruct = Stage.reconstruct
+
+    chain = as_chain([Forgetful(), TopK(1.0)])
+    state = chain.init()
+    payload = chain.encode(Dense(UPDATE), state).payload
+    with pytest.raises(TypeError, match="Forgetful has a state.*override `reconstruct`"):
+        chain.reconstruct(payload, state)
+
+
+def test_layers_that_the_server_repeats_are_not_decoded_once_more():
+    for front in (Shift(2.0, 1.0), ErrorFeedback(Shift(2.0, 1.0))):
+        with pytest.raises(ValueError, match=r"LayerRecycling\(num_layers=1\).*Shift"):
+            as_chain([front, TopK(0.5), LayerRecycling(1)])
+        with pytest.raises(ValueError, match="LayerRecycling"):
+            as_chain([front, ErrorFeedback(LayerRecycling(1))])
+    for make in (lambda: DIANA(LayerRecycling(1)), lambda: Predict(1, [TopK(0.5), ErrorFeedback(LayerRecycling(1))])):
+        with pytest.raises(ValueError, match="correction=.*LayerRecycling"):
+            make()
+    assert as_chain([ErrorFeedback(TopK(0.5)), ErrorFeedback(LayerRecycling(1))]).terminal
+
+
+def test_a_fit_decodes_every_stage(fit):
+    torch.manual_seed(0)
+    plain = flat_params(fit(LBGMFederated(num_clients=2, uplink=[]))[1])
+    found = flat_params(fit(LBGMFederated(num_clients=2, uplink=[Shift(2.0, 0.0), TopK(1.0)]))[1])
+    assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda: as_chain([LookBack]), r"write LookBack\(threshold=0.2\)"),
+        (lambda: as_chain(LookBack), r"write LookBack\(threshold=0.2\)"),
+        (lambda: as_chain([TopK(0.1), SignSGD]), r"write SignSGD\(\)"),
+        (lambda: as_chain([PowerSGD]), r"write PowerSGD\(rank=2\)"),
+        (lambda: ErrorFeedback(TopK), r"ErrorFeedback\(stage=.*write TopK\(fraction=0.1\)"),
+        (lambda: ErrorFeedback([QSGD, TopK(0.1)]), r"write QSGD\(bits=4\)"),
+        (lambda: Predict(2, TopK), r"Predict\(correction=.*write TopK\(fraction=0.1\)"),
+        (lambda: LBGMFederated(num_clients=2, uplink=[LookBack]), r"write LookBack\(threshold=0.2\)"),
+    ],
+)
+def test_a_class_in_the_place_of_a_stage_gets_the_remedy(make, remedy):
+    with pytest.raises(TypeError, match=remedy):
+        make()

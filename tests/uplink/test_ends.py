@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,7 @@ from lightning_lbgm.uplink import (
     SignSGD,
     Sparse,
     TopK,
+    as_chain,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -310,7 +312,9 @@ def ends(uplink, size=2, rounds=0):
     """A client and a server, after some rounds in which nothing was lost and the update was (1, 2, 3, ...)."""
     client, server = ClientEnd(5, uplink), ServerEnd(uplink, [size])
     for round_index in range(rounds):
-        server.receive(client.send(first(size), round_index).to_bytes(), round_index)
+        server.receive(
+            client.send(first(size), round_index, Context(round_index)).to_bytes(), round_index, Context(round_index)
+        )
     return client, server
 
 
@@ -321,7 +325,13 @@ def first(size=2):
 def deliver(client, server, values, round_index):
     """Send an update; return what the server makes of it, or the rejection, which the client is told."""
     try:
-        return server.receive(client.send(values, round_index).to_bytes(), round_index).dense().tolist()
+        return (
+            server.receive(
+                client.send(values, round_index, Context(round_index)).to_bytes(), round_index, Context(round_index)
+            )
+            .dense()
+            .tolist()
+        )
     except Rejection as rejection:
         client.rejected(rejection)
         return rejection
@@ -340,26 +350,26 @@ def assert_unchanged(server, attempt, error=MessageError, match=None):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_after_a_lost_refresh_one_message_is_rejected(rank, granularity):
     client, server = ends([LookBack(0.2, granularity, rank)])
-    client.send(first(), 0)  # lost
+    client.send(first(), 0, Context(0))  # lost
     rejection = deliver(client, server, 2 * first(), 1)
     assert isinstance(rejection, Rejection)
     assert (rejection.forgotten, rejection.sequence) == (True, 0)
     assert "Client 5, message 2" in str(rejection)
     assert deliver(client, server, 3 * first(), 2) == [3.0, 6.0]  # in full
     assert deliver(client, server, 4 * first(), 3) == pytest.approx([4.0, 8.0])  # recycled
-    assert client.send(first(), 4).num_bits == (32 if granularity == "model" else 32 + 24)
+    assert client.send(first(), 4, Context(4)).num_bits == (32 if granularity == "model" else 32 + 24)
 
 
 def test_a_lost_refresh_that_is_followed_by_another_costs_nothing():
     client, server = ends([LookBack(0.2)], rounds=1)
-    client.send(torch.tensor([2.0, -1.0]), 1)  # turned by a right angle; lost
+    client.send(torch.tensor([2.0, -1.0]), 1, Context(1))  # turned by a right angle; lost
     assert deliver(client, server, torch.tensor([1.0, 2.0]), 2) == [1.0, 2.0]  # turned back, so in full
     assert deliver(client, server, torch.tensor([2.0, 4.0]), 3) == [2.0, 4.0]
 
 
 def test_a_lost_refresh_is_noticed_where_more_look_back_gradients_are_kept():
     client, server = ends([LookBack(0.2, rank=2)], rounds=1)
-    client.send(torch.tensor([2.0, -1.0]), 1)  # lost
+    client.send(torch.tensor([2.0, -1.0]), 1, Context(1))  # lost
     rejection = deliver(client, server, torch.tensor([3.0, 1.0]), 2)  # in the span of both
     assert rejection.forgotten
     assert deliver(client, server, torch.tensor([3.0, 1.0]), 3) == [3.0, 1.0]
@@ -367,37 +377,41 @@ def test_a_lost_refresh_is_noticed_where_more_look_back_gradients_are_kept():
 
 def test_a_lost_coefficient_costs_nothing():
     client, server = ends([LookBack(0.2)], rounds=1)
-    assert client.send(2 * first(), 1).num_bits == 32  # lost
+    assert client.send(2 * first(), 1, Context(1)).num_bits == 32  # lost
     assert deliver(client, server, 3 * first(), 2) == [3.0, 6.0]
 
 
 @pytest.mark.parametrize("uplink", [[], [LookBack(0.2)]], ids=repr)
 def test_a_message_is_taken_once_and_in_its_round(uplink):
     client, server = ends(uplink, rounds=1)
-    message = client.send(2 * first(), 1)
+    message = client.send(2 * first(), 1, Context(1))
     for round_index in (0, 2):
         with pytest.raises(Rejection, match=rf"(?s)round 1\b.*round {round_index}\b") as caught:
-            server.receive(message.to_bytes(), round_index)
+            server.receive(message.to_bytes(), round_index, Context(round_index))
         assert (caught.value.forgotten, caught.value.sequence) == (False, 1)
-    assert server.receive(message.to_bytes(), 1).dense().tolist() == [2.0, 4.0]
+    assert server.receive(message.to_bytes(), 1, Context(1)).dense().tolist() == [2.0, 4.0]
     with pytest.raises(Rejection) as caught:
-        server.receive(message.to_bytes(), 1)
+        server.receive(message.to_bytes(), 1, Context(1))
     assert (caught.value.forgotten, caught.value.sequence) == (False, 2)
     # Told so, the client remembers what it did; and the number goes on.
     client.rejected(caught.value)
-    assert client.send(2 * first(), 2).sequence == 3
-    assert client.send(2 * first(), 3).num_bits == (32 if uplink else 64)
+    assert client.send(2 * first(), 2, Context(2)).sequence == 3
+    assert client.send(2 * first(), 3, Context(3)).num_bits == (32 if uplink else 64)
 
 
 def test_the_numbers_of_a_message_count_and_name_what_it_refers_to():
     client, _ = ends([LookBack(0.2)])
-    one, two, three = client.send(first(), 0), client.send(first(), 1), client.send(torch.tensor([2.0, -1.0]), 2)
+    one, two, three = (
+        client.send(first(), 0, Context(0)),
+        client.send(first(), 1, Context(1)),
+        client.send(torch.tensor([2.0, -1.0]), 2, Context(2)),
+    )
     assert [m.sequence for m in (one, two, three)] == [1, 2, 3]
     assert one.base == 0
     assert one.memory == two.base == two.memory != 0
     assert three.base == 0  # one look-back gradient that is replaced
     assert three.memory not in (0, one.memory)
-    plain = ClientEnd(5, [TopK(0.5)]).send(first(), 0)
+    plain = ClientEnd(5, [TopK(0.5)]).send(first(), 0, Context(0))
     assert (plain.base, plain.memory) == (0, 0)
 
 
@@ -415,7 +429,7 @@ def test_a_client_that_lost_its_state_is_not_mistaken_for_what_it_was():
     # Both have sent one message: the numbers and the rounds fit, and only the memories differ.
     _, server = ends([LookBack(0.2)], rounds=1)
     client = ClientEnd(5, [LookBack(0.2)])
-    client.send(torch.tensor([2.0, -1.0]), 1)  # lost
+    client.send(torch.tensor([2.0, -1.0]), 1, Context(1))  # lost
     rejection = deliver(client, server, torch.tensor([4.0, -2.0]), 2)
     assert rejection.forgotten  # not twice the server's look-back gradient, (2, 4)
     assert deliver(client, server, torch.tensor([4.0, -2.0]), 3) == [4.0, -2.0]
@@ -427,15 +441,15 @@ def test_a_memory_that_differs_in_an_older_look_back_gradient_alone_is_another()
     assert deliver(client, server, x, 0) == x.tolist()
     assert deliver(client, server, y, 1) == y.tolist()
     other = ClientEnd(5, uplink)
-    other.send(z, 2)
-    other.send(y, 3)  # both lost; the newest is the server's too
+    other.send(z, 2, Context(2))
+    other.send(y, 3, Context(3))  # both lost; the newest is the server's too
     assert deliver(other, server, y + z, 4).forgotten
 
 
 def test_a_client_that_lost_its_state_and_sends_the_same_again_has_the_same_memory():
     _, server = ends([LookBack(0.2)], rounds=1)
     client = ClientEnd(5, [LookBack(0.2)])
-    client.send(first(), 1)  # lost, but just what the server has
+    client.send(first(), 1, Context(1))  # lost, but just what the server has
     assert deliver(client, server, 2 * first(), 2) == [2.0, 4.0]
 
 
@@ -451,13 +465,13 @@ def test_a_server_that_lost_its_state_asks_for_a_full_update(rank):
 
 def test_a_rejection_that_comes_late_costs_a_full_update_and_nothing_else():
     client, server = ends([LookBack(0.2)])
-    client.send(first(), 0)  # lost
+    client.send(first(), 0, Context(0))  # lost
     with pytest.raises(Rejection) as caught:
-        server.receive(client.send(first(), 1).to_bytes(), 1)
+        server.receive(client.send(first(), 1, Context(1)).to_bytes(), 1, Context(1))
     client.rejected(caught.value)
     assert deliver(client, server, first(), 2) == [1.0, 2.0]
     client.rejected(caught.value)  # the same again
-    assert client.send(first(), 3).num_bits == 64
+    assert client.send(first(), 3, Context(3)).num_bits == 64
 
 
 def test_clients_are_told_apart():
@@ -469,17 +483,88 @@ def test_clients_are_told_apart():
     assert deliver(two, server, torch.tensor([0.0, 3.0]), 1) == [0.0, 3.0]
 
 
+BUFFERS = {"mean": torch.zeros(1), "scale": torch.ones(2, 3, dtype=torch.float64)}
+
+
 def test_buffers_cross_with_the_update():
+    client, server = ClientEnd(5, []), ServerEnd([], [2], BUFFERS)
+    sent = {"mean": torch.tensor([0.5]), "scale": torch.full((2, 3), -math.inf, dtype=torch.float64)}
+    update, buffers = server.receive(client.send(first(), 0, Context(0), sent).to_bytes(), 0, Context(0))
+    assert update.dense().tolist() == [1.0, 2.0]
+    assert buffers.keys() == sent.keys()
+    assert all(torch.equal(buffers[name], sent[name]) for name in sent)
+    # Only what training has changed is sent.
+    received = server.receive(client.send(first(), 1, Context(1), {"mean": torch.ones(1)}), 1, Context(1))
+    assert (received.dense().tolist(), received.buffers) == ([1.0, 2.0], {"mean": torch.ones(1)})
+    assert server.receive(client.send(first(), 2, Context(2)), 2, Context(2)).buffers == {}
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+@pytest.mark.parametrize(
+    ("sent", "match"),
+    [
+        ({"other": torch.zeros(1)}, r"'other'.*'mean', 'scale'.*ServerEnd\(buffers="),
+        ({"mean": torch.zeros(2)}, r"'mean'.*\(2,\).*\(1,\)"),
+        ({"mean": torch.tensor(0.0)}, r"'mean'.*\(\).*\(1,\)"),
+        ({"mean": torch.zeros(1, dtype=torch.float64)}, "'mean'.*float64.*float32"),
+        ({"scale": torch.zeros(3, 2, dtype=torch.float64)}, r"'scale'.*\(3, 2\)"),
+        ({"mean": torch.tensor([math.nan])}, "'mean' has NaN"),
+    ],
+)
+def test_buffers_that_the_module_does_not_have_are_refused(sent, match, as_bytes):
+    client, server = ClientEnd(5, [LookBack(0.2)]), ServerEnd([LookBack(0.2)], [2], BUFFERS)
+    server.receive(client.send(first(), 0, Context(0), {"mean": torch.ones(1)}), 0, Context(0))
+    message = client.send(2 * first(), 1, Context(1), sent)
+    data = message.to_bytes() if as_bytes else message
+    assert_unchanged(server, lambda: server.receive(data, 1, Context(1)), MessageError, match)
+
+
+def test_a_server_that_knows_of_no_buffers_takes_none():
     client, server = ends([])
-    message = client.send(first(), 0, buffers={"mean": torch.tensor([0.5])})
-    assert Message.from_bytes(message.to_bytes()).buffers["mean"].tolist() == [0.5]
-    assert server.receive(message.to_bytes(), 0).dense().tolist() == [1.0, 2.0]
+    message = client.send(first(), 0, Context(0), BUFFERS)
+    assert_unchanged(server, lambda: server.receive(message, 0, Context(0)), MessageError, "'mean'.*known are \\[\\]")
+
+
+@pytest.mark.parametrize("context", [None, 3, {}])
+def test_the_ends_need_the_rounds_context(context):
+    client, server = ends([QSGD(2)])
+    message = client.send(first(), 4, Context(4, seed=1))
+    for attempt in (
+        lambda: client.send(first(), 4, context),
+        lambda: server.receive(message.to_bytes(), 4, context),
+        lambda: server.receive(b"", 4, context),
+    ):
+        with pytest.raises(TypeError, match=rf"context=.*round's `Context`.*{context!r}.*`Context\(4, shared, seed\)`"):
+            attempt()
+    with pytest.raises(TypeError, match="round's `Context`"):
+        client.send(first(), 4)
+    with pytest.raises(TypeError, match="round's `Context`"):
+        server.receive(message.to_bytes(), 4)
+    with pytest.raises(ValueError, match=r"ClientEnd.send\(round_index=4.*round 3.*Context\(4"):
+        client.send(first(), 4, Context(3, seed=1))
+    with pytest.raises(ValueError, match=r"ServerEnd.receive\(round_index=4.*round 3"):
+        server.receive(message.to_bytes(), 4, Context(3, seed=1))
+    assert client.state_dict()["sequence"] == 1
+
+
+def test_random_choices_are_those_of_the_simulation():
+    # The simulation draws for a client of a round from (run's seed, round, client), the two ends from the round's
+    # context, which is the same for all clients.
+    update, chain = torch.randn(64, generator=torch.Generator().manual_seed(0)), as_chain([RandK(0.2), QSGD(3)])
+    seen = []
+    for client_id in (4, 5):
+        client, server = ClientEnd(client_id, chain), ServerEnd(chain, [64])
+        received = server.receive(client.send(update, 7, Context(7, seed=1)).to_bytes(), 7, Context(7, seed=1))
+        simulated = chain.encode(Dense(update), chain.init(), Context(7, seed=1, path=(client_id,))).payload
+        assert torch.equal(received.dense(), simulated.dense())
+        seen.append(received.dense())
+    assert not torch.equal(*seen)
 
 
 def test_what_the_server_remembers_is_not_the_messages_memory():
     client, server = ends([LookBack(0.2)])
-    data = bytearray(client.send(first(), 0).to_bytes())
-    server.receive(data, 0).dense().zero_()
+    data = bytearray(client.send(first(), 0, Context(0)).to_bytes())
+    server.receive(data, 0, Context(0)).dense().zero_()
     data[:] = bytes(len(data))
     assert deliver(client, server, 2 * first(), 1) == [2.0, 4.0]
 
@@ -504,8 +589,8 @@ def served(uplink, size=4):
 )
 def test_updates_that_are_not_finite_are_rejected(uplink, values):
     client, server = ends(uplink, rounds=1)
-    message = replace(client.send(torch.tensor([5.0, -1.0]), 1), payload=Dense(torch.tensor(values)))
-    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 1), Rejection, "not finite")
+    message = replace(client.send(torch.tensor([5.0, -1.0]), 1, Context(1)), payload=Dense(torch.tensor(values)))
+    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 1, Context(1)), Rejection, "not finite")
 
 
 INFINITE = {
@@ -520,22 +605,22 @@ INFINITE = {
 def test_updates_that_decode_to_infinity_are_rejected(uplink, name):
     layout = INFINITE[name].layout
     server = ServerEnd(uplink, layout)
-    server.receive(ClientEnd(5, uplink).send(Dense(first(4), layout), 0).to_bytes(), 0)
+    server.receive(ClientEnd(5, uplink).send(Dense(first(4), layout), 0, Context(0)).to_bytes(), 0, Context(0))
     data = forged(INFINITE[name], server, base=0, memory=3 if uplink else 0).to_bytes()
-    assert_unchanged(server, lambda: server.receive(data, 9), MessageError, "finite")
+    assert_unchanged(server, lambda: server.receive(data, 9, Context(9)), MessageError, "finite")
 
 
 def test_coefficients_that_decode_to_infinity_are_rejected():
     server = served([LookBack(0.2)])
     message = forged(Coefficients(torch.tensor([3e38]), [4]), server)
-    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9), MessageError, "finite")
+    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9, Context(9)), MessageError, "finite")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_coefficients_that_are_not_finite_are_rejected(value):
     server = served([LookBack(0.2)])
     message = forged(Coefficients(torch.tensor([value]), [4]), server)
-    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9), Rejection, "not finite")
+    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9, Context(9)), Rejection, "not finite")
 
 
 @pytest.mark.parametrize("uplink", [[], [LookBack(0.2)], [LookBack(0.2, "layer")]], ids=repr)
@@ -545,7 +630,7 @@ def test_updates_of_another_size_are_refused(uplink, as_bytes):
     for payload in (Dense(torch.ones(3)), Dense(torch.ones(5)), Sparse(torch.ones(1), torch.tensor([4]).int(), [5])):
         message = forged(payload, server, base=0)
         attempt = message.to_bytes() if as_bytes else message
-        assert_unchanged(server, lambda attempt=attempt: server.receive(attempt, 9), match="entries, not 4")
+        assert_unchanged(server, lambda attempt=attempt: server.receive(attempt, 9, Context(9)), match="entries, not 4")
 
 
 @pytest.mark.parametrize("stages", [[], [ATOMO(1)], [LookBack(0.2, "layer")], [ATOMO(1), LookBack(0.2)]], ids=repr)
@@ -553,13 +638,13 @@ def test_updates_of_another_federations_tensors_are_refused(stages):
     shapes, others = [(6, 4), (8,)], [(4, 6), (8,)] if "ATOMO(" in repr(stages) else [(20,), (12,)]
     values = torch.arange(32.0)
     client, server = ClientEnd(5, stages), ServerEnd(stages, shapes)
-    server.receive(client.send(Dense(values, shapes), 0).to_bytes(), 0)
-    data = ClientEnd(5, stages).send(Dense(values, others), 9)
+    server.receive(client.send(Dense(values, shapes), 0, Context(0)).to_bytes(), 0, Context(0))
+    data = ClientEnd(5, stages).send(Dense(values, others), 9, Context(9))
     data = replace(data, sequence=50).to_bytes()
     if stages:
-        assert_unchanged(server, lambda: server.receive(data, 9))
+        assert_unchanged(server, lambda: server.receive(data, 9, Context(9)))
     else:
-        assert torch.equal(server.receive(data, 9).dense(), values)  # whole vectors do not tell
+        assert torch.equal(server.receive(data, 9, Context(9)).dense(), values)  # whole vectors do not tell
 
 
 @pytest.mark.parametrize("count", [1, 3, 4])
@@ -568,16 +653,20 @@ def test_a_wrong_number_of_coefficients_is_refused(count):
     for round_index, values in enumerate(([1.0, 0.0], [0.0, 1.0])):
         assert deliver(client, server, torch.tensor(values), round_index) == values
     message = forged(Coefficients(torch.ones(count), [2]), server)
-    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9), match=rf"{count} .*coefficients.* 2\b")
-    assert server.receive(forged(Coefficients(torch.ones(2), [2]), server).to_bytes(), 9).dense().tolist() == [1.0, 1.0]
+    assert_unchanged(
+        server, lambda: server.receive(message.to_bytes(), 9, Context(9)), match=rf"{count} .*coefficients.* 2\b"
+    )
+    assert server.receive(
+        forged(Coefficients(torch.ones(2), [2]), server).to_bytes(), 9, Context(9)
+    ).dense().tolist() == [1.0, 1.0]
 
 
 def test_coefficients_for_nothing_are_refused():
     server = ServerEnd([LookBack(0.2)], [4])
     message = Message(5, Coefficients(torch.ones(1), [4]), {}, 9, 1)
-    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9), match=r"1 .*coefficients.* 0\b")
+    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9, Context(9)), match=r"1 .*coefficients.* 0\b")
     message = replace(message, memory=3)
-    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9), match=r"1 .*coefficients.* 0\b")
+    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 9, Context(9)), match=r"1 .*coefficients.* 0\b")
 
 
 OUT_OF_PLACE = {
@@ -600,19 +689,21 @@ def test_coefficients_out_of_place_are_refused(name, base):
     uplink, payload = OUT_OF_PLACE[name]
     layout = payload.layout if not isinstance(payload, Blocks) else Layout([2, 2])
     server = ServerEnd(uplink, layout)
-    server.receive(ClientEnd(5, uplink).send(Dense(torch.arange(1.0, 5.0), layout), 0).to_bytes(), 0)
+    server.receive(
+        ClientEnd(5, uplink).send(Dense(torch.arange(1.0, 5.0), layout), 0, Context(0)).to_bytes(), 0, Context(0)
+    )
     numbers = {} if base else {"base": 0, "memory": 3}
     data = forged(payload, server, **numbers).to_bytes()
-    assert_unchanged(server, lambda: server.receive(data, 9))
+    assert_unchanged(server, lambda: server.receive(data, 9, Context(9)))
 
 
 def test_a_client_that_does_not_name_its_tensors_is_refused_where_they_matter():
     # By layer the client would test one vector and the server two.
     uplink = [LookBack(0.2, "layer")]
     client, server = ClientEnd(5, uplink), ServerEnd(uplink, [2, 3])
-    server.receive(client.send(first(5), 0).to_bytes(), 0)
-    message = client.send(2 * first(5), 1)
-    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 1))
+    server.receive(client.send(first(5), 0, Context(0)).to_bytes(), 0, Context(0))
+    message = client.send(2 * first(5), 1, Context(1))
+    assert_unchanged(server, lambda: server.receive(message.to_bytes(), 1, Context(1)))
 
 
 @pytest.mark.parametrize("layout", [[0, 3, 2], [3, 0, 2], [3, 2, 0]], ids=repr)
@@ -620,24 +711,24 @@ def test_parameter_tensors_without_entries_do_no_harm(layout):
     uplink = [LookBack(0.5, "layer")]
     client, server = ClientEnd(5, uplink), ServerEnd(uplink, layout)
     for round_index in range(4):
-        message = client.send(Dense((1 + round_index) * first(5), layout), round_index)
+        message = client.send(Dense((1 + round_index) * first(5), layout), round_index, Context(round_index))
         expected = [(1 + round_index) * value for value in first(5).tolist()]
-        assert server.receive(message.to_bytes(), round_index).dense().tolist() == expected
+        assert server.receive(message.to_bytes(), round_index, Context(round_index)).dense().tolist() == expected
     assert message.num_bits < 5 * 32 + 24
 
 
 def test_a_refused_message_leaves_both_ends_in_step():
     client, server = ends([LookBack(0.2)], 4, rounds=1)
     bad = forged(Coefficients(torch.ones(2), [4]), server)
-    assert_unchanged(server, lambda: server.receive(bad.to_bytes(), 9))
+    assert_unchanged(server, lambda: server.receive(bad.to_bytes(), 9, Context(9)))
     assert deliver(client, server, 2 * first(4), 1) == [2.0, 4.0, 6.0, 8.0]
 
 
 def test_corrupt_bytes_are_no_message():
     client, server = ends([LookBack(0.2)], rounds=1)
-    data = bytearray(client.send(2 * first(), 1).to_bytes())
+    data = bytearray(client.send(2 * first(), 1, Context(1)).to_bytes())
     for position in range(len(data)):
         changed = bytearray(data)
         changed[position] ^= 0x10
-        assert_unchanged(server, lambda changed=changed: server.receive(changed, 1))
-    assert server.receive(data, 1).dense().tolist() == [2.0, 4.0]
+        assert_unchanged(server, lambda changed=changed: server.receive(changed, 1, Context(1)))
+    assert server.receive(data, 1, Context(1)).dense().tolist() == [2.0, 4.0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import Recorder, fit_tiny
@@ -85,7 +87,7 @@ def test_both_ends_keep_the_same(uplink):
         update = Dense(direction + 0.7 * vector(index, 17), layout)
         context = Context(index, seed=1)
         received = server.receive(client.send(update, index, context).to_bytes(), index, context)
-        encoded = twin.encode(update, state, context)
+        encoded = twin.encode(update, state, replace(context, path=(0,)))  # the ends make it the client's
         assert torch.equal(received.dense(), twin.reconstruct(encoded.payload, state).dense())
 
 
@@ -184,19 +186,23 @@ def test_the_server_forgets_too_and_asks_for_a_full_update():
     server, clients = ServerEnd(uplink, [3]), [ClientEnd(k, uplink) for k in range(3)]
     update = torch.tensor([1.0, 2.0, 3.0])
     for client in (0, 1, 2):
-        server.receive(clients[client].send(update, 0), 0)
+        server.receive(clients[client].send(update, 0, Context(0)), 0, Context(0))
     continued = ServerEnd(uplink, [3])
     continued.load_state_dict(server.state_dict())
-    message = clients[0].send(update, 1)
+    message = clients[0].send(update, 1, Context(1))
     assert message.payload.size == 3
     with pytest.raises(Rejection) as caught:
-        continued.receive(message, 1)
+        continued.receive(message, 1, Context(1))
     assert caught.value.forgotten
     clients[0].rejected(caught.value)
-    assert continued.receive(clients[0].send(update, 2), 2).dense().tolist() == [1.0, 2.0, 3.0]
+    assert continued.receive(clients[0].send(update, 2, Context(2)), 2, Context(2)).dense().tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(Rejection):  # 1 was the least recently used now
-        continued.receive(clients[1].send(update, 2), 2)
-    assert continued.receive(clients[2].send(2 * update, 2), 2).dense().tolist() == [2.0, 4.0, 6.0]
+        continued.receive(clients[1].send(update, 2, Context(2)), 2, Context(2))
+    assert continued.receive(clients[2].send(2 * update, 2, Context(2)), 2, Context(2)).dense().tolist() == [
+        2.0,
+        4.0,
+        6.0,
+    ]
 
 
 # Settings

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from lightning_lbgm.uplink import (
@@ -144,6 +144,7 @@ def test_dependent_vectors_do_no_harm(seed, size, factor):
 
 
 @given(seed=seeds, size=st.integers(6, 20), exponent=st.floats(1, 12))
+@example(seed=29, size=7, exponent=3.25)  # eigenvalues of 2 and 6e-6, coefficients of 260: round-off was off by 0.0034
 @FAST
 def test_nearly_dependent_vectors_in_float32_give_a_true_error_and_bounded_coefficients(seed, size, exponent):
     # l2 = l1 + a little: what float32's inner products can tell apart is used, what they cannot is left out. Either way

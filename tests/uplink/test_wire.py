@@ -902,3 +902,34 @@ def test_dtypes_that_cannot_be_sent_are_refused(dtype):
         Message(0, Dense(torch.ones(2)), {"b": torch.ones(2).to(dtype)}).to_bytes()
     with pytest.raises(TypeError, match=str(dtype)):
         Message(0, Dense(torch.ones(2).to(dtype))).to_bytes()
+
+
+def make_payload_class(name, code=None):
+    return type(name, (HandWritten,), {} if code is None else {"code": code})
+
+
+@pytest.mark.parametrize("code", [1, 9, 200])
+def test_a_code_is_given_to_one_class(code):
+    if code == 200:
+        make_payload_class("FirstOf200", 200)
+    taken = {1: "Dense", 9: "LowRank", 200: "FirstOf200"}[code]
+    with pytest.raises(TypeError, match=rf"SecondOf{code} has the code {code} of .*{taken}.*64 to 255"):
+        make_payload_class(f"SecondOf{code}", code)
+    with pytest.raises(MessageError, match="kind 201"):
+        Message.from_bytes(forged(201, 1, bytes(4)))
+    assert make_payload_class(f"SecondOf{code}").__name__ == f"SecondOf{code}"  # what was refused has left no trace
+
+
+@pytest.mark.parametrize("name", ["Dense", "HandWritten"])
+def test_a_name_is_given_to_one_class(name):
+    with pytest.raises(TypeError, match=f"{name} has the name of .*{name}"):
+        make_payload_class(name, 210)
+    with pytest.raises(MessageError, match="kind 210"):
+        Message.from_bytes(forged(210, 1, bytes(4)))
+    assert Payload.from_state(Dense(torch.ones(1)).to_state()).dense().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("code", [0, 256, -1, 1.5, "7", True])
+def test_a_code_that_is_no_byte_is_refused(code):
+    with pytest.raises(TypeError, match="code.*1 to 255"):
+        make_payload_class("Coded", code)

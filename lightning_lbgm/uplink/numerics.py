@@ -1,0 +1,70 @@
+"""Inner products and powers of two that hold for numbers of any scale: float32 overflows from 2e19 squared on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["binary_exponent", "inner", "inners", "is_safe", "times_power"]
+
+# Outside this range a float32 sum of squares has lost digits to underflow, or overflows.
+_SAFE_SQUARES = (1e-26, 1e36)
+_BLOCK = 2**18  # entries: 1 MB in float32
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    """Return the inner product of two vectors of shape ``(n,)``.
+
+    It runs in the vectors' dtype, at memory bandwidth, and again in ``float64`` if the first result shows that
+    ``float32`` may have under- or overflowed, so that tests on it stay true for updates of any scale.
+    """
+    result = float(torch.dot(a, b))
+    if a.dtype != torch.float64 and not is_safe(abs(result)):
+        result = float(torch.dot(a.double(), b.double()))
+    return result
+
+
+def inners(a: Tensor, others: Sequence[Tensor]) -> list[float]:
+    """Return the inner products of a vector of shape ``(n,)`` with several others.
+
+    A vector that the cache does not hold is read block by block, so that it comes from memory once for all of them.
+    """
+    if a.numel() <= 4 * _BLOCK or len(others) == 1 or a.device.type != "cpu":
+        return [inner(a, other) for other in others]
+    totals = [0.0] * len(others)
+    for start in range(0, a.numel(), _BLOCK):
+        block = a[start : start + _BLOCK]
+        for index, other in enumerate(others):
+            totals[index] += float(torch.dot(block, other[start : start + _BLOCK]))
+    return [
+        total if a.dtype == torch.float64 or is_safe(abs(total)) else inner(a, other)
+        for total, other in zip(totals, others)
+    ]
+
+
+def is_safe(magnitude: float) -> bool:
+    """Whether a sum of products in ``float32`` is so large that it cannot have lost digits, and not too large."""
+    low, high = _SAFE_SQUARES
+    return low < magnitude < high
+
+
+def binary_exponent(values: Tensor) -> int | None:
+    """Return e with ``2 ** e <= max |values| < 2 ** (e + 1)``; None if all are zero, or one is not finite.
+
+    Examples:
+        >>> binary_exponent(torch.tensor([0.5, -6.0])), binary_exponent(torch.zeros(2))
+        (2, None)
+    """
+    largest = float(torch.linalg.vector_norm(values, math.inf)) if values.numel() else 0.0
+    return math.frexp(largest)[1] - 1 if 0 < largest < math.inf else None
+
+
+def times_power(value: float, exponent: int) -> float:
+    """Return ``value * 2 ** exponent``, infinite if a float cannot hold it."""
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.copysign(math.inf, value)

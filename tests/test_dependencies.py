@@ -1,0 +1,65 @@
+"""What is imported is declared in pyproject.toml, and nothing but what is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OWN = {"lightning_lbgm", "benchmarks", "recipes", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+TOOLS = {"mkdocs_material", "mkdocstrings", "mypy", "pytest_xdist", "ruff", "rich"}  # run, not imported
+
+
+def imported(folder):
+    """Yield the first part of every module that the files of a folder import, also within functions."""
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name.split(".")[0], path) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.split(".")[0], path
+
+
+def normalized(name):
+    return re.sub("[-_.]+", "_", name).lower()
+
+
+def declared(*extras):
+    """Return the distributions that pyproject.toml names, with those of extras."""
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return {normalized(re.match(r"[\w.-]+", line).group()) for line in lines}
+
+
+def distributions(folder):
+    """Return the distributions that a folder's files import: name to a file that does."""
+    providers = packages_distributions()
+    found = {}
+    for module, path in imported(folder):
+        if module not in sys.stdlib_module_names and module not in OWN:
+            names = {normalized(name) for name in providers.get(module, [module])}
+            # mlflow and its smaller halves come together; the one named like the module is meant.
+            found[module.lower() if module.lower() in names else min(names)] = path.name
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [("lightning_lbgm", ()), ("recipes", ("cli",)), ("benchmarks", ("cli",)), ("tests", ("cli", "dev"))],
+)
+def test_what_is_imported_is_declared(folder, extras):
+    missing = {name: path for name, path in distributions(folder).items() if name not in declared(*extras)}
+    assert not missing
+
+
+def test_what_is_declared_is_imported():
+    # But for MLflow, which Lightning's logger imports, and two that must match torch and Lightning.
+    needed = set(distributions("lightning_lbgm")) | {"mlflow", "torchmetrics", "torchvision"}
+    assert declared() <= needed
+    everything = needed | {n for folder in ("recipes", "benchmarks", "tests") for n in distributions(folder)}
+    assert declared("cli", "dev") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}

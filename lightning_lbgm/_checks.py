@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_lbgm.data import RoundLoader, has_plain_sampler
+from lightning_lbgm.identity import is_same, show
 
 __all__ = [
     "check_environment",
@@ -22,6 +23,7 @@ __all__ = [
     "check_same_federation",
     "check_single_loader",
     "warn_of_changed_parameters",
+    "warn_of_changed_rate",
     "warn_of_own_buffers",
 ]
 
@@ -110,14 +112,40 @@ def check_single_loader(loaders: object) -> RoundLoader:
 
 
 def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose clients' state does not fit the current settings."""
+    """Refuse a checkpoint whose clients' state does not fit the current settings.
+
+    Args:
+        restored: The checkpoint's identity.
+        current: This federation's.
+    """
+    remedy = "or start anew from its weights with `load_from_checkpoint`."
     for name, value in current.items():
-        if restored[name] != value:
-            raise MisconfigurationException(
-                f"The checkpoint's federation has `{name}={restored[name]}`, this one `{name}={value}`: what its"
-                " clients keep does not fit. Resume with the same settings, or start anew from its weights with"
-                " `load_from_checkpoint`."
-            )
+        if name in ("partition", "server_lr") or name not in restored or is_same(restored[name], value):
+            continue
+        before, now = (each if isinstance(each, str) else show(each) for each in (restored[name], value))
+        but = " with other code or values" if before == now else ""
+        raise MisconfigurationException(
+            f"The checkpoint's federation has `{name}={before}`, this one `{name}={now}`{but}: what its clients keep"
+            f" does not fit. Resume with the same settings, {remedy}"
+        )
+    if restored.get("partition", current["partition"]) != current["partition"]:
+        raise MisconfigurationException(
+            "The checkpoint's clients have other training examples than this federation's: the dataset, its length, its"
+            " labels or their order has changed, or the partitioner draws from something else than its `rng`. Resume"
+            f" with the same data, {remedy}"
+        )
+
+
+def warn_of_changed_rate(before: list[Any], now: list[Any]) -> None:
+    """Warn that the server optimizer goes on with another learning rate than the checkpoint's."""
+    rank_zero_warn(
+        f"The server optimizer goes on with the learning rate {_one(now)} of `LBGMFederated(server_optimizer=...)`; the"
+        f" checkpoint's was {_one(before)}."
+    )
+
+
+def _one(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 def warn_of_own_buffers(names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the federation's settings that need neither data nor a Trainer."""
+"""The federation's settings: checks that need neither data nor a Trainer, and what a checkpoint compares."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lightning_lbgm.data import Partitioner
+from lightning_lbgm.identity import identify, identify_optimizer
+from lightning_lbgm.uplink import Chain
 
-__all__ = ["check_settings"]
+__all__ = ["check_settings", "identify_federation"]
 
 
 def check_settings(
@@ -65,3 +67,45 @@ def check_settings(
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
+
+
+def identify_federation(
+    *,
+    num_clients: int,
+    partitioner: Partitioner,
+    partition: str,
+    uplink: Chain,
+    buffers: str,
+    server_optimizer: Optimizer,
+    seed: int,
+    num_parameters: int,
+    version: int,
+) -> dict[str, Any]:
+    """Return what must agree for a checkpoint's clients to be this federation's, as values that can be compared.
+
+    ``server_lr`` may differ: the new one holds.
+
+    Args:
+        num_clients: K.
+        partitioner: The partitioner.
+        partition: Fingerprint of which examples are whose.
+        uplink: The stages.
+        buffers: What becomes of buffers.
+        server_optimizer: As it was made, before its first step.
+        seed: The run's seed.
+        num_parameters: M.
+        version: Format of the checkpoint; that of 0 had representations.
+    """
+    identity: dict[str, Any] = {"num_clients": num_clients, "seed": seed, "num_parameters": num_parameters}
+    if version == 0:
+        reprs = {"partitioner": repr(partitioner), "uplink": repr(uplink.without_store())}
+        return {**identity, **reprs, "server_optimizer": type(server_optimizer).__name__, "partition": partition}
+    return {
+        **identity,
+        "partitioner": identify(partitioner),
+        "partition": partition,
+        "uplink": identify(uplink),
+        "buffers": buffers,
+        "server_optimizer": identify_optimizer(server_optimizer),
+        "server_lr": [identify(group.get("lr")) for group in server_optimizer.param_groups],
+    }

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_lbgm import _lightning
+from lightning_lbgm import _lightning, _lightning_progress, snapshot
 from lightning_lbgm._checks import (
     check_fit,
     check_loader,
@@ -25,6 +25,7 @@ from lightning_lbgm._checks import (
     check_same_federation,
     check_single_loader,
     warn_of_changed_parameters,
+    warn_of_changed_rate,
     warn_of_own_buffers,
 )
 from lightning_lbgm._processes_strategy import ProcessesStrategy
@@ -46,9 +47,10 @@ from lightning_lbgm.describe import describe_callable
 from lightning_lbgm.execution import Execution, ExecutionMode
 from lightning_lbgm.federation import Federation
 from lightning_lbgm.flat import FlatParameters
+from lightning_lbgm.identity import is_same
 from lightning_lbgm.ledger import Ledger, RoundReport
 from lightning_lbgm.server import Server
-from lightning_lbgm.settings import check_settings
+from lightning_lbgm.settings import check_settings, identify_federation
 from lightning_lbgm.uplink import LookBack, Stage, as_chain
 
 __all__ = ["LBGMFederated"]
@@ -150,7 +152,8 @@ class LBGMFederated(ProcessesStrategy):
         self.last_report: RoundReport | None = None
         self.measure_errors = False  # set by a callback's `setup`, for the fit that it belongs to
         self._federation: Federation | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None  # until the first round: a finished run that is resumed has none
+        self._identity: dict[str, Any] = {}  # what a checkpoint must agree with
         self._fit_trainer: pl.Trainer | None = None
         self._undo_patch: Callable[[], None] | None = None
         self._run_seed: int | None = None
@@ -174,6 +177,8 @@ class LBGMFederated(ProcessesStrategy):
     @property
     def ledger(self) -> Ledger:
         """The account of bits sent so far."""
+        if self._restored is not None:
+            return Ledger(**self._restored["ledger"])
         return self._federation.ledger if self._federation is not None else Ledger()
 
     def settings(self) -> dict[str, Any]:
@@ -232,23 +237,40 @@ class LBGMFederated(ProcessesStrategy):
             self._resolve_seed(),
             self.world,
         )
+        feed = self._round_loader().feed
+        self._identity = self._identify(federation, feed, snapshot.VERSION)
         restored, self._restored = self._restored, None
         if restored is not None:
-            check_same_federation(restored["identity"], self._identity(federation))
-            feed = self._round_loader().feed
-            federation.load_state_dict(restored, {k: feed.work(k) for k in range(self.num_clients)})
+            self._resume(federation, feed, restored)
         return federation
 
-    def _identity(self, federation: Federation) -> dict[str, Any]:
-        """Return what must agree for a checkpoint's clients to be this federation's."""
-        return {
-            "num_clients": self.num_clients,
-            "partitioner": repr(self.partitioner),
-            "uplink": repr(self.uplink.without_store()),
-            "server_optimizer": type(federation.server.optimizer).__name__,
-            "seed": federation.seed,
-            "num_parameters": federation.flat.num_parameters,
-        }
+    def _resume(self, federation: Federation, feed: ClientFeed, restored: dict[str, Any]) -> None:
+        identity, optimizer = restored["identity"], federation.server.optimizer
+        check_same_federation(identity, self._identify(federation, feed, restored.get("version", 0)))
+        rates = [group.get("lr") for group in optimizer.param_groups]
+        work = {client_id: feed.work(client_id) for client_id in range(self.num_clients)}
+        try:
+            federation.load_state_dict(restored, work)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise snapshot.damaged(None, f"{type(error).__name__}: {error}") from error
+        if not is_same(identity.get("server_lr"), self._identity["server_lr"]) and "server_lr" in identity:
+            # What is restored with an optimizer's state would silently hold instead of what was asked for.
+            warn_of_changed_rate(identity["server_lr"], self._identity["server_lr"])
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate
+
+    def _identify(self, federation: Federation, feed: ClientFeed, version: int) -> dict[str, Any]:
+        return identify_federation(
+            num_clients=self.num_clients,
+            partitioner=self.partitioner,
+            partition=feed.fingerprint(),
+            uplink=self.uplink,
+            buffers=self.buffers,
+            server_optimizer=federation.server.optimizer,
+            seed=federation.seed,
+            num_parameters=federation.flat.num_parameters,
+            version=version,
+        )
 
     # Data
 
@@ -276,6 +298,7 @@ class LBGMFederated(ProcessesStrategy):
     def on_train_start(self) -> None:
         # The last hook before the first round: callbacks have frozen what they freeze, the trainer's state is restored.
         trainer, module = self._trainer(), self._module()
+        _lightning_progress.start_next_epoch(trainer)
         feed = self._round_loader().feed
         if self.world.size > 1:
             check_same_data(self.world.gather(feed.fingerprint(), "the partition"))
@@ -367,9 +390,10 @@ class LBGMFederated(ProcessesStrategy):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         # A weights-only checkpoint has no optimizer states, and gets no federation's state either.
-        if self._federation is not None and "optimizer_states" in checkpoint:
-            state = self._federation.state_dict(checkpoint_folder(filepath))
-            state = {"identity": self._identity(self._federation), **state}
+        if "optimizer_states" in checkpoint and self._restored is not None:
+            checkpoint = {**checkpoint, _CHECKPOINT_KEY: self._restored}
+        elif "optimizer_states" in checkpoint and self._federation is not None:
+            state = {"identity": self._identity, **self._federation.state_dict(checkpoint_folder(filepath))}
             checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
         super().save_checkpoint(checkpoint, filepath, storage_options)
         if _CHECKPOINT_KEY in checkpoint and self.is_global_zero:  # who alone knows of all clients
@@ -387,7 +411,10 @@ class LBGMFederated(ProcessesStrategy):
         if self._trainer().state.fn == TrainerFn.FITTING:
             # Kept until `on_train_start`, when the federation is made.
             self._restored = checkpoint.get(_CHECKPOINT_KEY)
-            locate(self._restored, checkpoint_path)
+            if self._restored is not None:
+                snapshot.check(self._restored, checkpoint_path)
+                locate(self._restored, checkpoint_path)
+                checkpoint = _lightning_progress.between_rounds(checkpoint)
         return checkpoint
 
     @override
@@ -395,7 +422,6 @@ class LBGMFederated(ProcessesStrategy):
         if self._undo_patch is not None:
             self._undo_patch()
             self._undo_patch = None
-        self._restored = None
         self._run_seed = None
         self.measure_errors = False
         super().teardown()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_lbgm.data import RoundLoader, has_plain_sampler
@@ -22,6 +23,7 @@ __all__ = [
     "check_same_data",
     "check_same_federation",
     "check_single_loader",
+    "takes_batch_index",
     "warn_of_changed_parameters",
     "warn_of_changed_rate",
     "warn_of_own_buffers",
@@ -74,6 +76,41 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             f"{setting} would skip rounds, for a batch is a round here. Use 1 (or drop the callback), and a larger"
             " batch size in the DataLoader for larger local steps."
         )
+    _check_weight_averaging(trainer, module)
+    _check_validation_interval(trainer)
+
+
+def _check_weight_averaging(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse an epoch that only goes forward: a round trains."""
+    batch_norm = any(isinstance(part, _BatchNorm) for part in module.modules())
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if batch_norm and any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise MisconfigurationException(
+            f"`StochasticWeightAveraging` recomputes BatchNorm's statistics of `{type(module).__name__}` in one more"
+            " epoch without training, which a federation cannot do. Use the callback"
+            " `WeightAveraging(use_buffers=True)` or `EMAWeightAveraging(use_buffers=True)`, which average them with"
+            " the weights."
+        )
+
+
+def _check_validation_interval(trainer: pl.Trainer) -> None:
+    """Refuse, in rounds, what Lightning would refuse in batches."""
+    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
+    rounds_per_epoch: int = trainer.strategy.rounds_per_epoch  # type: ignore[attr-defined]
+    rounds = min(rounds_per_epoch, limit) if isinstance(limit, int) else int(rounds_per_epoch * limit)
+    by_round = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
+    if by_round and interval > rounds > 0 and trainer.limit_val_batches > 0:
+        raise MisconfigurationException(
+            f"`Trainer(val_check_interval={interval})` counts rounds, and an epoch has {rounds}"
+            f" (`LBGMFederated(rounds_per_epoch={rounds_per_epoch})`). Add `check_val_every_n_epoch=None` to validate"
+            f" every {interval} rounds of the run, use `Trainer(check_val_every_n_epoch=...)`, or make the epochs"
+            " longer."
+        )
+
+
+def takes_batch_index(module: pl.LightningModule) -> bool:
+    """Whether ``training_step`` takes a second argument, by Lightning's rule."""
+    return is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
 
 
 def check_loader(loader: object) -> DataLoader[Any]:

@@ -68,7 +68,7 @@ def _counters(done: int, started: int | None = None, lag: int = 0) -> dict[str, 
 def start_next_epoch(trainer: pl.Trainer) -> None:
     """Let a resumed run that is between two epochs start the next one: with ``max_steps`` Lightning would not."""
     loop = trainer.fit_loop
-    epoch = loop.epoch_progress.current
+    epoch: Any = loop.epoch_progress.current
     if epoch.ready != epoch.processed:
         return
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):

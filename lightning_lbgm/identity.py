@@ -83,7 +83,8 @@ def is_same(one: Any, other: Any) -> bool:
     """Whether two descriptions say the same, as far as both can: code is compared within one version of Python."""
     if isinstance(one, dict) and isinstance(other, dict):
         if one.get("bytecode") != other.get("bytecode"):
-            one, other = ({k: v for k, v in d.items() if k not in _CODE} for d in (one, other))
+            one = {name: value for name, value in one.items() if name not in _CODE}
+            other = {name: value for name, value in other.items() if name not in _CODE}
         return one.keys() == other.keys() and all(is_same(one[name], other[name]) for name in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(is_same, one, other))
@@ -103,7 +104,7 @@ def show(identity: Any) -> str:
     return f"{name}({', '.join(f'{k}={show(v)}' for k, v in identity.items() if k not in hidden)})"
 
 
-def _identify_array(value: Any) -> dict[str, Any]:
+def _identify_array(value: Any) -> Any:
     array = value.detach().cpu() if isinstance(value, Tensor) else value
     if isinstance(array, Tensor):
         array = (array.float() if array.dtype in (torch.bfloat16, torch.float16) else array).numpy()
@@ -167,8 +168,8 @@ def _identify_settings(value: Any, depth: int) -> dict[str, Any]:
 def _identify_function(value: Any, depth: int) -> dict[str, Any]:
     if isinstance(value, functools.partial):
         inner = identify(value.func, depth + 1)
-        bound = {"args": identify(list(value.args), depth + 1), **identify(value.keywords, depth + 1)}
-        return {_FUNCTION: show(inner), "of": inner, **bound}
+        arguments = {"args": identify(list(value.args), depth + 1), **identify(value.keywords, depth + 1)}
+        return {_FUNCTION: show(inner), "of": inner, **arguments}
     if isinstance(value, types.MethodType):
         return {
             _FUNCTION: value.__func__.__qualname__,

@@ -22,13 +22,17 @@ from lightning_lbgm._checks import (
     check_fit,
     check_loader,
     check_same_data,
-    check_same_federation,
     check_single_loader,
     warn_of_changed_parameters,
-    warn_of_changed_rate,
     warn_of_own_buffers,
 )
+from lightning_lbgm._lazy import has_lazy_parameters, initialize_lazy
+from lightning_lbgm._local_counts import LocalCount, count_local_batches
+from lightning_lbgm._local_outputs import LocalOutput, noted_extra_outputs
 from lightning_lbgm._processes_strategy import ProcessesStrategy
+from lightning_lbgm._resuming import identify_run, resume
+from lightning_lbgm._round_checks import check_round_begins, check_round_ends, refuse_missing_step
+from lightning_lbgm._schedules import is_zero_rate, warn_of_long_schedules, warn_of_zero_rate
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.client_states import checkpoint_folder, locate, prune, remove_clients
@@ -43,14 +47,13 @@ from lightning_lbgm.data import (
     plan_from_loader,
     resolve_cohort_size,
 )
-from lightning_lbgm.describe import describe_callable
+from lightning_lbgm.describe import describe_callable, describe_optimizer
 from lightning_lbgm.execution import Execution, ExecutionMode
 from lightning_lbgm.federation import Federation
 from lightning_lbgm.flat import FlatParameters
-from lightning_lbgm.identity import is_same
 from lightning_lbgm.ledger import Ledger, RoundReport
 from lightning_lbgm.server import Server
-from lightning_lbgm.settings import check_settings, identify_federation
+from lightning_lbgm.settings import check_settings, describe_changes, with_hints
 from lightning_lbgm.uplink import LookBack, Stage, as_chain
 
 __all__ = ["LBGMFederated"]
@@ -107,6 +110,7 @@ class LBGMFederated(ProcessesStrategy):
 
     strategy_name = "lbgm_federated"
 
+    @with_hints
     def __init__(
         self,
         num_clients: int = 10,
@@ -155,7 +159,9 @@ class LBGMFederated(ProcessesStrategy):
         self._restored: dict[str, Any] | None = None  # until the first round: a finished run that is resumed has none
         self._identity: dict[str, Any] = {}  # what a checkpoint must agree with
         self._fit_trainer: pl.Trainer | None = None
-        self._undo_patch: Callable[[], None] | None = None
+        self._undo_patches: list[Callable[[], None]] = []
+        self._local_counts: list[LocalCount] = []  # what callbacks ask of each local batch
+        self._warned_of_zero_rate = False
         self._run_seed: int | None = None
 
     @classmethod
@@ -190,7 +196,7 @@ class LBGMFederated(ProcessesStrategy):
             "clients_per_round": self.cohort_size,
             "local_epochs": self.local_epochs,
             "local_steps": self.local_steps,
-            "server_optimizer": describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)",
+            "server_optimizer": self._describe_server_optimizer(),
             "weighting": self.weighting,
             "buffers": self.buffers,
             "rounds_per_epoch": self.rounds_per_epoch,
@@ -201,6 +207,11 @@ class LBGMFederated(ProcessesStrategy):
         if self._federation is not None:
             resolved["num_parameters"] = self._federation.flat.num_parameters
         return resolved
+
+    def _describe_server_optimizer(self) -> str:
+        if self._federation is not None:
+            return describe_optimizer(self._federation.server.optimizer)
+        return describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)"
 
     # Environment
 
@@ -219,8 +230,13 @@ class LBGMFederated(ProcessesStrategy):
                 trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
             self._run_seed = self.world.broadcast(self._resolve_seed())
         super().setup(trainer)
-        if trainer.state.fn == TrainerFn.FITTING and self._undo_patch is None:
-            self._undo_patch = _lightning.pass_rounds_through(self._module())
+        if trainer.state.fn == TrainerFn.FITTING and not self._undo_patches:
+            self._local_counts, undo_counts = count_local_batches(trainer.callbacks)  # type: ignore[attr-defined]
+            self._undo_patches = [
+                undo_counts,
+                _lightning.pass_rounds_through(self._module()),
+                _lightning.watch_optimizer_step(self._module(), self._check_stepped),
+            ]
 
     def _make_federation(self) -> Federation:
         module = self._module()
@@ -238,39 +254,11 @@ class LBGMFederated(ProcessesStrategy):
             self.world,
         )
         feed = self._round_loader().feed
-        self._identity = self._identify(federation, feed, snapshot.VERSION)
+        self._identity = identify_run(self, federation, feed)
         restored, self._restored = self._restored, None
         if restored is not None:
-            self._resume(federation, feed, restored)
+            resume(self, federation, feed, restored)
         return federation
-
-    def _resume(self, federation: Federation, feed: ClientFeed, restored: dict[str, Any]) -> None:
-        identity, optimizer = restored["identity"], federation.server.optimizer
-        check_same_federation(identity, self._identify(federation, feed, restored.get("version", 0)))
-        rates = [group.get("lr") for group in optimizer.param_groups]
-        work = {client_id: feed.work(client_id) for client_id in range(self.num_clients)}
-        try:
-            federation.load_state_dict(restored, work)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise snapshot.damaged(None, f"{type(error).__name__}: {error}") from error
-        if not is_same(identity.get("server_lr"), self._identity["server_lr"]) and "server_lr" in identity:
-            # What is restored with an optimizer's state would silently hold instead of what was asked for.
-            warn_of_changed_rate(identity["server_lr"], self._identity["server_lr"])
-            for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate
-
-    def _identify(self, federation: Federation, feed: ClientFeed, version: int) -> dict[str, Any]:
-        return identify_federation(
-            num_clients=self.num_clients,
-            partitioner=self.partitioner,
-            partition=feed.fingerprint(),
-            uplink=self.uplink,
-            buffers=self.buffers,
-            server_optimizer=federation.server.optimizer,
-            seed=federation.seed,
-            num_parameters=federation.flat.num_parameters,
-            version=version,
-        )
 
     # Data
 
@@ -299,7 +287,10 @@ class LBGMFederated(ProcessesStrategy):
         # The last hook before the first round: callbacks have frozen what they freeze, the trainer's state is restored.
         trainer, module = self._trainer(), self._module()
         _lightning_progress.start_next_epoch(trainer)
+        _lightning.know_round_sizes(trainer)
         feed = self._round_loader().feed
+        if has_lazy_parameters(module):
+            self._initialize_lazy(feed)
         if self.world.size > 1:
             check_same_data(self.world.gather(feed.fingerprint(), "the partition"))
         continues = self._fit_trainer is trainer and trainer.global_step > 0 and self._restored is None
@@ -314,29 +305,37 @@ class LBGMFederated(ProcessesStrategy):
         self._fit_trainer = trainer
         if self.buffers == "client":
             warn_of_own_buffers(self._federation.buffers.names)
-        rank_zero_info("Federated training: " + ", ".join(f"{k}={v}" for k, v in self.settings().items()))
+        rank_zero_info(f"Federated training: {describe_changes(self.settings())}.")
+        warn_of_long_schedules(trainer)
+        self._warned_of_zero_rate = False
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        _lightning.set_round_size(self._trainer(), sum(batch.num_examples))
+        for count in self._local_counts:
+            count.begin_round()
+        batch.observers = tuple(count.observe for count in self._local_counts)
 
     @override
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the client phase of a round and return the cohort's mean loss, detached."""
         round_, takes_index = args[0], len(args) > 1
         module, trainer = self._module(), self._trainer()
         federation = self._current_federation()
+        check_round_begins(module, round_.index, federation.round_index, federation.in_round)
         optimizer = self.optimizers[0]
+        if is_zero_rate(optimizer) and not self._warned_of_zero_rate:
+            self._warned_of_zero_rate = True
+            warn_of_zero_rate(round_.index)
         transfer = _lightning.batch_transfer(trainer, module, super().batch_to_device)
         step = _lightning.local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
         capture = LogCapture(_lightning.LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
-        with _lightning.captured_log(module, capture):
+        with _lightning.captured_log(module, capture), noted_extra_outputs() as extra:
             local_trainer = LocalTrainer(optimizer, step, capture)
             clients = self.execution.client_trainer(trainer, module, federation, local_trainer, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._on_client_end, self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.
         capture.flush(module.log, **({"sync_dist": False} if self.world.size > 1 else {}))
-        return loss
+        return {"loss": loss, **{name: LocalOutput(name) for name in extra}} if extra else loss
 
     @override
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -347,8 +346,17 @@ class LBGMFederated(ProcessesStrategy):
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Run the client phase, which is the closure, then the server's step."""
         loss = closure()
-        self.last_report = self._require_federation().finish_round()
+        federation = self._require_federation()
+        check_round_ends(self._module(), federation.round_index, federation.in_round)
+        self.last_report = federation.finish_round()
         return loss
+
+    def _check_stepped(self) -> None:
+        """Undo and refuse a round that the module's own ``optimizer_step`` has left without the server's step."""
+        federation = self._require_federation()
+        if federation.in_round:
+            federation.abort_round()
+            refuse_missing_step(self._module(), federation.round_index)
 
     def _current_federation(self) -> Federation:
         """Return the federation, made anew where a callback has frozen or unfrozen parameters."""
@@ -362,6 +370,12 @@ class LBGMFederated(ProcessesStrategy):
             fresh.round_index, fresh.ledger, fresh.seed = federation.round_index, federation.ledger, federation.seed
             self._federation = federation = fresh
         return federation
+
+    def _initialize_lazy(self, feed: ClientFeed) -> None:
+        trainer, module = self._trainer(), self._module()
+        transfer = _lightning.batch_transfer(trainer, module, super().batch_to_device)
+        with _lightning.captured_log(module, LogCapture(_lightning.LOG_ARGUMENTS)):
+            initialize_lazy(module, feed, self._resolve_seed(), self.root_device, transfer)
 
     def _round_loader(self) -> RoundLoader:
         return check_single_loader(self._trainer().train_dataloader)
@@ -419,9 +433,9 @@ class LBGMFederated(ProcessesStrategy):
 
     @override
     def teardown(self) -> None:
-        if self._undo_patch is not None:
-            self._undo_patch()
-            self._undo_patch = None
+        for undo in self._undo_patches:
+            undo()
+        self._undo_patches = []
         self._run_seed = None
         self.measure_errors = False
         super().teardown()

@@ -33,7 +33,8 @@ def between_rounds(checkpoint: dict[str, Any]) -> dict[str, Any]:
         return checkpoint
     epoch, batch = loops[_EPOCH]["current"], loops[_BATCH]["current"]
     epochs_done, batches_done = epoch["processed"], batch["processed"]
-    in_hook_after_batch = batch["completed"] < batches_done == batch["ready"]
+    # A batch that a hook has skipped was not started.
+    in_hook_after_batch = batch["completed"] < batches_done == batch["ready"] == batch["started"]
     # The last two: within an epoch, but `ready` lags in a run that Lightning itself has resumed.
     within_epoch = epoch["started"] > epochs_done or (in_hook_after_batch and epoch["started"] == epochs_done)
     if within_epoch and loops[_BATCH]["is_last_batch"] and batches_done == batch["ready"]:

@@ -103,6 +103,8 @@ def test_resuming_three_times_makes_the_rounds_of_the_unbroken_run(
         assert trainer.strategy.round_index == ROUNDS
         assert trainer.strategy.ledger == unbroken.strategy.ledger
         assert (trainer.global_step, trainer.current_epoch) == (ROUNDS, unbroken.current_epoch)
+        logged_steps = [run.fit_loop.epoch_loop._batches_that_stepped for run in (trainer, unbroken)]
+        assert logged_steps == [ROUNDS, ROUNDS]
         assert resumed.rounds == events.rounds[step:]
         assert resumed.epochs == [entry for entry in events.epochs if entry[0] >= step]
         assert resumed.validations == [entry for entry in events.validations if entry[0] > step]
@@ -171,6 +173,27 @@ def test_counters_that_lag_are_mended():
     assert mended["epoch_progress"] == {"total": counters(4, 4, 4), "current": counters(4, 4, 4)}
     assert mended["epoch_loop.batch_progress"]["current"] == counters(0, 0, 0)
     assert mended["epoch_loop.state_dict"] == {"_batches_that_stepped": 4}
+
+
+def test_an_epoch_that_a_hook_cut_short_is_not_counted_twice(fit, tmp_path):
+    class Skipping(TinyModule):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch.index == 2 and batch_idx == 2 else None  # the third round of the first epoch only
+
+    def run(ckpt_path=None, callbacks=()):
+        torch.manual_seed(0)
+        events = Events()
+        strategy = LBGMFederated(num_clients=2, uplink=[], seed=0, rounds_per_epoch=3)
+        fit(strategy, module=Skipping(), callbacks=[events, *callbacks], max_epochs=3, ckpt_path=ckpt_path)
+        return events
+
+    class Save(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    unbroken = run(callbacks=[Save()])
+    assert len(unbroken.rounds) == 9  # one of them skipped
+    assert run(tmp_path / "1.ckpt").rounds == unbroken.rounds[3:]
 
 
 def test_a_plain_checkpoint_keeps_its_counters():

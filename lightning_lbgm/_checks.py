@@ -5,15 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BatchSizeFinder, Callback, GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_lbgm._twin import is_a, namesakes
 from lightning_lbgm.data import iterates_by_itself
+from lightning_lbgm.identity import is_same, show
 
 __all__ = [
     "check_centralized",
@@ -27,7 +35,9 @@ __all__ = [
     "check_same_data",
     "check_same_federation",
     "needs_client_loaders",
+    "takes_batch_index",
     "warn_of_changed_parameters",
+    "warn_of_changed_rate",
     "warn_of_own_buffers",
     "warn_of_unaveraged",
 ]
@@ -101,6 +111,41 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             f"{setting} would skip rounds, for a batch is a round here. Use 1 (or drop the callback), and a larger"
             " batch size in the DataLoader for larger local steps."
         )
+    _check_weight_averaging(trainer, module)
+    _check_validation_interval(trainer)
+
+
+def _check_weight_averaging(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuse an epoch that only goes forward: a round trains."""
+    batch_norm = any(isinstance(part, _BatchNorm) for part in module.modules())
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if batch_norm and any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise MisconfigurationException(
+            f"`StochasticWeightAveraging` recomputes BatchNorm's statistics of `{type(module).__name__}` in one more"
+            " epoch without training, which a federation cannot do. Use the callback"
+            " `WeightAveraging(use_buffers=True)` or `EMAWeightAveraging(use_buffers=True)`, which average them with"
+            " the weights."
+        )
+
+
+def _check_validation_interval(trainer: pl.Trainer) -> None:
+    """Refuse, in rounds, what Lightning would refuse in batches."""
+    interval, limit = trainer.val_check_interval, trainer.limit_train_batches
+    rounds_per_epoch: int = trainer.strategy.rounds_per_epoch  # type: ignore[attr-defined]
+    rounds = min(rounds_per_epoch, limit) if isinstance(limit, int) else int(rounds_per_epoch * limit)
+    by_round = isinstance(interval, int) and trainer.check_val_every_n_epoch is not None
+    if by_round and interval > rounds > 0 and trainer.limit_val_batches > 0:
+        raise MisconfigurationException(
+            f"`Trainer(val_check_interval={interval})` counts rounds, and an epoch has {rounds}"
+            f" (`LBGMFederated(rounds_per_epoch={rounds_per_epoch})`). Add `check_val_every_n_epoch=None` to validate"
+            f" every {interval} rounds of the run, use `Trainer(check_val_every_n_epoch=...)`, or make the epochs"
+            " longer."
+        )
+
+
+def takes_batch_index(module: pl.LightningModule) -> bool:
+    """Whether ``training_step`` takes a second argument, by Lightning's rule."""
+    return is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
 
 
 def check_limits(trainer: pl.Trainer, rounds_per_epoch: int) -> None:
@@ -213,14 +258,40 @@ def check_same_data(fingerprints: list[str]) -> None:
 
 
 def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose clients' state does not fit the current settings."""
+    """Refuse a checkpoint whose clients' state does not fit the current settings.
+
+    Args:
+        restored: The checkpoint's identity.
+        current: This federation's.
+    """
+    remedy = "or start anew from its weights with `load_from_checkpoint`."
     for name, value in current.items():
-        if restored[name] != value:
-            raise MisconfigurationException(
-                f"The checkpoint's federation has `{name}={restored[name]}`, this one `{name}={value}`: what its"
-                " clients keep does not fit. Resume with the same settings, or start anew from its weights with"
-                " `load_from_checkpoint`."
-            )
+        if name in ("partition", "server_lr") or name not in restored or is_same(restored[name], value):
+            continue
+        before, now = (each if isinstance(each, str) else show(each) for each in (restored[name], value))
+        but = " with other code or values" if before == now else ""
+        raise MisconfigurationException(
+            f"The checkpoint's federation has `{name}={before}`, this one `{name}={now}`{but}: what its clients keep"
+            f" does not fit. Resume with the same settings, {remedy}"
+        )
+    if restored.get("partition", current["partition"]) != current["partition"]:
+        raise MisconfigurationException(
+            "The checkpoint's clients have other training examples than this federation's: the dataset, its length, its"
+            " labels or their order has changed, or the partitioner draws from something else than its `rng`. Resume"
+            f" with the same data, {remedy}"
+        )
+
+
+def warn_of_changed_rate(before: list[Any], now: list[Any]) -> None:
+    """Warn that the server optimizer goes on with another learning rate than the checkpoint's."""
+    rank_zero_warn(
+        f"The server optimizer goes on with the learning rate {_one(now)} of `LBGMFederated(server_optimizer=...)`; the"
+        f" checkpoint's was {_one(before)}."
+    )
+
+
+def _one(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 def warn_of_own_buffers(names: list[str]) -> None:

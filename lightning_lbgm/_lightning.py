@@ -41,6 +41,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_lbgm._local_outputs import note_extra_outputs
 from lightning_lbgm._twin import is_a, is_exactly, namesakes, native
 from lightning_lbgm.clients import LogCapture, direct_step
 from lightning_lbgm.data import Round, TrainLoaders
@@ -58,6 +59,7 @@ __all__ = [
     "has_plain_precision",
     "init_process_group",
     "is_compiled",
+    "know_round_sizes",
     "local_step",
     "loss_of",
     "make_launcher",
@@ -68,9 +70,9 @@ __all__ = [
     "reduce_tensor",
     "resume_within_epoch",
     "round_counters",
-    "set_round_size",
     "shard_loader",
     "take_over_distributed_sampler",
+    "watch_optimizer_step",
 ]
 
 _STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
@@ -79,10 +81,34 @@ _BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_afte
 LOG_ARGUMENTS = tuple(inspect.signature(pl.LightningModule.log).parameters)[3:]  # after self, name and value
 
 
-def set_round_size(trainer: pl.Trainer, num_examples: int) -> None:
-    """Tell ``self.log`` the size of the batch: it could not be inferred from a round."""
-    if trainer._results is not None:
-        trainer._results.batch_size = num_examples
+def know_round_sizes(trainer: pl.Trainer) -> None:
+    """Tell ``self.log`` the number of examples of a round, in any hook: it could not be inferred."""
+    results: Any = trainer.fit_loop.epoch_loop._results
+    if "_extract_batch_size" in vars(results):
+        return
+    extract = results._extract_batch_size
+
+    def extract_batch_size(value: Any, batch_size: int | None, meta: Any) -> int:
+        if batch_size is None and isinstance(results.batch, Round):
+            batch_size = sum(results.batch.num_examples)
+        return extract(value, batch_size, meta)
+
+    results._extract_batch_size = extract_batch_size
+
+
+def watch_optimizer_step(module: pl.LightningModule, check: Callable[[], None]) -> Callable[[], None]:
+    """Call ``check`` after the module's own ``optimizer_step``, if it has one. Returns a function that undoes it."""
+    if not _is_overridden("optimizer_step", module):
+        return lambda: None
+    original = module.optimizer_step
+
+    @functools.wraps(original)
+    def optimizer_step(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        check()
+
+    module.__dict__["optimizer_step"] = optimizer_step
+    return lambda: module.__dict__.pop("optimizer_step", None)
 
 
 def round_counters(trainer: pl.Trainer) -> list[Any]:
@@ -297,6 +323,7 @@ def loss_of(output: Any) -> Tensor | None:
             "`training_step` must return a tensor, a dict with the key 'loss', or None to skip the step; it returned"
             f" {type(output).__name__}."
         )
+    note_extra_outputs(output)
     return loss
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from lightning_lbgm import _lightning, _twin
@@ -127,6 +128,8 @@ class ProcessesStrategy(SingleDeviceStrategy):
     def _share_module(self, module: nn.Module) -> None:
         """Give every process rank 0's parameters and buffers: they may have been initialised by different seeds."""
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        # Lazy ones are initialised in each process from the same batch and seed.
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_lazy(tensor)}
         values = self.world.broadcast({name: tensor.detach().cpu() for name, tensor in tensors.items()})
         for name, tensor in tensors.items():
             tensor.copy_(values[name])

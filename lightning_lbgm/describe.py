@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["describe", "describe_callable"]
+from torch.optim import Optimizer
+
+__all__ = ["describe", "describe_callable", "describe_optimizer"]
 
 
 def describe(value: Any) -> str:
@@ -22,3 +25,26 @@ def describe_callable(factory: Callable[..., Any]) -> str:
     function = next((arg for arg in getattr(factory, "args", ()) if isinstance(arg, type)), function)
     name = getattr(function, "__qualname__", type(function).__name__)
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
+def describe_optimizer(optimizer: Optimizer) -> str:
+    """Show an optimizer's class, its learning rate, and the other hyperparameters that are not the class's defaults.
+
+    Examples:
+        >>> import torch
+        >>> describe_optimizer(torch.optim.Adam([torch.zeros(1)], betas=(0.5, 0.999)))
+        'Adam(lr=0.001, betas=(0.5, 0.999))'
+    """
+    group = optimizer.param_groups[0]
+    defaults = {name: p.default for name, p in inspect.signature(type(optimizer)).parameters.items()}
+    shown = {"lr": group["lr"]} if "lr" in group else {}
+    shown |= {name: value for name, value in group.items() if name in defaults and not _equal(value, defaults[name])}
+    shown.pop("params", None)
+    return f"{type(optimizer).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # tensors of several elements
+        return False

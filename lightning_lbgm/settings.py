@@ -1,14 +1,83 @@
-"""Checks of the federation's settings that need neither data nor a Trainer."""
+"""The federation's settings: checks that need neither data nor a Trainer, and what a checkpoint compares."""
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from torch.optim import Optimizer
 
-from lightning_lbgm.data import Partitioner
+from lightning_lbgm.data import IIDPartitioner, Partitioner
+from lightning_lbgm.identity import identify, identify_optimizer
+from lightning_lbgm.uplink import Chain, LookBack, as_chain
 
-__all__ = ["check_settings"]
+__all__ = ["check_settings", "describe_changes", "identify_federation", "with_hints"]
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+_LOOK_BACK = ("threshold", "granularity", "rank", "max_age", "rowwise", "store", "dtype", "capacity")
+_HINTS = {
+    **{name: f"`uplink=[LookBack({name}=...)]`" for name in _LOOK_BACK},
+    **dict.fromkeys(("delta", "error_tol"), "`uplink=[LookBack(threshold=...)]`"),
+    **dict.fromkeys(("fraction", "k", "topk", "top_k", "sparsity"), "`uplink=[TopK(fraction=...), LookBack()]`"),
+    **dict.fromkeys(("compressor", "compressors", "compression", "stages"), "`uplink=[...]`, a list of stages"),
+    **dict.fromkeys(
+        ("classes_per_client", "alpha", "labels", "client_ids"),
+        "`partitioner=PathologicalPartitioner(3)` or another partitioner, which takes it",
+    ),
+    **dict.fromkeys(("cohort_size", "fraction_fit", "fraction_train", "participation"), "`clients_per_round=...`"),
+    **dict.fromkeys(
+        ("lr", "server_lr"),
+        "`server_optimizer=functools.partial(torch.optim.SGD, lr=...)` for the server,"
+        " or the module's `configure_optimizers` for the clients",
+    ),
+    **dict.fromkeys(("batch_size", "num_workers", "shuffle"), "the training `DataLoader(...)`"),
+    **dict.fromkeys(("rounds", "num_rounds", "max_rounds"), "`Trainer(max_epochs=...)`, which counts rounds"),
+    **dict.fromkeys(("accelerator", "devices", "num_nodes", "precision"), "`Trainer(...)`"),
+}
+
+
+def with_hints(init: _Init) -> _Init:
+    """Say in the error for an unknown keyword argument where the setting belongs."""
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @functools.wraps(init)
+    def init_with_hints(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(_unknown(type(self).__name__, name, known))
+        init(self, *args, **kwargs)
+
+    return cast(_Init, init_with_hints)
+
+
+def _unknown(owner: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = _HINTS.get(name) or (f"`{close[0]}=...`" if close else None)
+    remedy = f"Use {hint}." if hint else f"It takes {', '.join(f'`{argument}`' for argument in known)}."
+    return f"`{owner}({name}=...)`: there is no such argument. {remedy}"
+
+
+def describe_changes(settings: dict[str, Any]) -> str:
+    """Show M and the resolved settings that are not the defaults, in the way of the constructor call."""
+    defaults = {
+        "partitioner": repr(IIDPartitioner()),
+        "uplink": repr(as_chain(LookBack(threshold=0.2))),
+        "clients_per_round": settings["num_clients"],
+        "local_epochs": 1,
+        "server_optimizer": "SGD(lr=1.0)",
+        "weighting": "examples",
+        "buffers": "average",
+        "rounds_per_epoch": 1,
+        "execution": "auto",
+        "num_parameters": settings["num_parameters"],
+    }
+    shown = {name: v for name, v in settings.items() if v is not None and v != defaults.get(name)}
+    call = ", ".join(f"{name}={value}" for name, value in shown.items())
+    return f"{settings['num_parameters']:,} parameters, {call}"
 
 
 def check_settings(
@@ -72,3 +141,45 @@ def check_settings(
 def _check_positive(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
+
+
+def identify_federation(
+    *,
+    num_clients: int,
+    partitioner: Partitioner | str,
+    partition: str,
+    uplink: Chain,
+    buffers: str,
+    server_optimizer: Optimizer,
+    seed: int,
+    num_parameters: int,
+    version: int,
+) -> dict[str, Any]:
+    """Return what must agree for a checkpoint's clients to be this federation's, as values that can be compared.
+
+    ``server_lr`` may differ: the new one holds.
+
+    Args:
+        num_clients: K.
+        partitioner: The partitioner.
+        partition: Fingerprint of which examples are whose.
+        uplink: The stages.
+        buffers: What becomes of buffers.
+        server_optimizer: As it was made, before its first step.
+        seed: The run's seed.
+        num_parameters: M.
+        version: Format of the checkpoint; that of 0 had representations.
+    """
+    identity: dict[str, Any] = {"num_clients": num_clients, "seed": seed, "num_parameters": num_parameters}
+    if version == 0:
+        reprs = {"partitioner": repr(partitioner), "uplink": repr(uplink.without_store())}
+        return {**identity, **reprs, "server_optimizer": type(server_optimizer).__name__, "partition": partition}
+    return {
+        **identity,
+        "partitioner": identify(partitioner),
+        "partition": partition,
+        "uplink": identify(uplink),
+        "buffers": buffers,
+        "server_optimizer": identify_optimizer(server_optimizer),
+        "server_lr": [identify(group.get("lr")) for group in server_optimizer.param_groups],
+    }

@@ -15,7 +15,45 @@ from lightning_lbgm.uplink.capacity import LeastRecentlyUsed
 if TYPE_CHECKING:
     from lightning_lbgm.federation import Federation
 
-__all__ = ["load", "save"]
+__all__ = ["VERSION", "check", "damaged", "load", "save"]
+
+VERSION = 1
+"""Format of what ``save`` returns. 0, without a mark: settings were compared by their representations."""
+
+_PARTS = {"round_index": int, "seed": int, "ledger": dict, "server": dict, "uplink": dict, "clients": dict}
+
+
+def check(state: Any, path: Any) -> None:
+    """Check that a checkpoint's federation is one that can be read.
+
+    Args:
+        state: The state.
+        path: The checkpoint's, to be named.
+
+    Raises:
+        ValueError: If it was made in a newer format, or a part is missing or something else.
+    """
+    if not isinstance(state, dict):
+        raise damaged(path, f"it is a {type(state).__name__}")
+    version = state.get("version", 0)
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(
+            f"The checkpoint '{path}' was made by a newer lightning_lbgm: its federation has the format {version}, this"
+            f" version reads up to {VERSION}. Upgrade lightning_lbgm to resume from it."
+        )
+    kinds = {**_PARTS, "identity": dict}
+    wrong = [repr(name) for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    if wrong or not isinstance(version, int):
+        raise damaged(path, f"{', '.join(wrong) or 'the version'} is missing or is not what was saved")
+
+
+def damaged(path: Any, what: str) -> ValueError:
+    """Return the error for a checkpoint whose federation cannot be read."""
+    name = f" {str(path)!r}" if path else ""
+    return ValueError(
+        f"The federation in the checkpoint{name} is damaged: {what}. Use another checkpoint, or start anew from its"
+        " weights with `load_from_checkpoint`."
+    )
 
 
 def save(federation: Federation, clients_folder: Path | None = None) -> dict[str, Any]:
@@ -47,6 +85,7 @@ def save(federation: Federation, clients_folder: Path | None = None) -> dict[str
         if world.rank == 0:
             clients = dict(sorted(item for part in parts for item in part.items()))
     return {
+        "version": VERSION,
         "round_index": federation.round_index,
         "seed": federation.seed,
         "ledger": federation.ledger.state_dict(),

@@ -17,32 +17,37 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_lbgm import _lightning
+from lightning_lbgm import _lightning, _lightning_progress, snapshot
 from lightning_lbgm._checks import (
     check_finders,
     check_fit,
     check_limits,
     check_same_data,
-    check_same_federation,
     warn_of_changed_parameters,
     warn_of_own_buffers,
     warn_of_unaveraged,
 )
 from lightning_lbgm._feed import FeedSettings
+from lightning_lbgm._lazy import has_lazy_parameters, initialize_lazy
+from lightning_lbgm._local_counts import LocalCount, count_local_batches
+from lightning_lbgm._local_outputs import LocalOutput, noted_extra_outputs
 from lightning_lbgm._processes_strategy import ProcessesStrategy
+from lightning_lbgm._resuming import identify_run, resume
+from lightning_lbgm._round_checks import check_round_begins, check_round_ends, refuse_missing_step
 from lightning_lbgm._round_transaction import RoundTransaction
+from lightning_lbgm._schedules import is_zero_rate, warn_of_long_schedules, warn_of_zero_rate
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.callback import LBGMCallback
 from lightning_lbgm.client_states import checkpoint_folder, in_memory, locate, prune, remove_clients
 from lightning_lbgm.clients import LocalTrainer, LogCapture, OptimizerStart
-from lightning_lbgm.data import IIDPartitioner, Partitioner, Round, RoundLoader, TrainLoaders, resolve_cohort_size
-from lightning_lbgm.describe import describe_callable
+from lightning_lbgm.data import Feed, IIDPartitioner, Partitioner, Round, RoundLoader, TrainLoaders, resolve_cohort_size
+from lightning_lbgm.describe import describe_callable, describe_optimizer
 from lightning_lbgm.execution import Execution, ExecutionMode
 from lightning_lbgm.federation import Federation
 from lightning_lbgm.flat import FlatParameters
 from lightning_lbgm.ledger import Ledger, RoundReport
 from lightning_lbgm.server import Server
-from lightning_lbgm.settings import check_settings
+from lightning_lbgm.settings import check_settings, describe_changes, with_hints
 from lightning_lbgm.uplink import LookBack, Stage, as_chain
 
 __all__ = ["LBGMFederated"]
@@ -103,6 +108,7 @@ class LBGMFederated(ProcessesStrategy):
 
     strategy_name = "lbgm_federated"
 
+    @with_hints
     def __init__(
         self,
         num_clients: int | None = 10,
@@ -151,11 +157,14 @@ class LBGMFederated(ProcessesStrategy):
         self.last_report: RoundReport | None = None
         self.measure_errors = False  # set by a callback's `setup`, for the fit that it belongs to
         self._federation: Federation | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None  # until the first round: a finished run that is resumed has none
+        self._identity: dict[str, Any] = {}  # what a checkpoint must agree with
         self._fit_trainer: pl.Trainer | None = None
-        self._undo_patch: Callable[[], None] | None = None
+        self._undo_patches: list[Callable[[], None]] = []
         self._undo_collecting: Callable[[], None] | None = None
         self._end_trial: Callable[[], None] | None = None
+        self._local_counts: list[LocalCount] = []  # what callbacks ask of each local batch
+        self._warned_of_zero_rate = False
         self._run_seed: int | None = None
         self._transaction: RoundTransaction | None = None
         self._broke_off = False  # whether a round was taken back whose error is still on its way
@@ -188,12 +197,12 @@ class LBGMFederated(ProcessesStrategy):
         """Return the resolved settings as plain values, for loggers."""
         resolved: dict[str, Any] = {
             "num_clients": self.num_clients,
-            "partitioner": self._describe_split(),
+            "partitioner": str(self.split),
             "uplink": repr(self.uplink),
             "clients_per_round": self.cohort_size,
             "local_epochs": self.local_epochs,
             "local_steps": self.local_steps,
-            "server_optimizer": describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)",
+            "server_optimizer": self._describe_server_optimizer(),
             "weighting": self.weighting,
             "buffers": self.buffers,
             "rounds_per_epoch": self.rounds_per_epoch,
@@ -205,9 +214,16 @@ class LBGMFederated(ProcessesStrategy):
             resolved["num_parameters"] = self._federation.flat.num_parameters
         return resolved
 
-    def _describe_split(self) -> str:
+    @property
+    def split(self) -> Partitioner | str:
+        """What deals the examples to the clients: the partitioner, or in words that each has a loader of its own."""
         each_loader = self._feed_settings.num_clients is None or self.client_names is not None
-        return "a loader for each client" if each_loader else repr(self.partitioner)
+        return "a loader for each client" if each_loader else self.partitioner
+
+    def _describe_server_optimizer(self) -> str:
+        if self._federation is not None:
+            return describe_optimizer(self._federation.server.optimizer)
+        return describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)"
 
     # Environment
 
@@ -234,8 +250,13 @@ class LBGMFederated(ProcessesStrategy):
         if trainer.state.fn == TrainerFn.FITTING:
             if self.optimizers:  # new now: a checkpoint's state comes later
                 self._start_of(self.optimizers[0])
-            if self._undo_patch is None:
-                self._undo_patch = _lightning.pass_rounds_through(self._module())
+            if not self._undo_patches:
+                self._local_counts, undo_counts = count_local_batches(trainer.callbacks)  # type: ignore[attr-defined]
+                self._undo_patches = [
+                    undo_counts,
+                    _lightning.pass_rounds_through(self._module()),
+                    _lightning.watch_optimizer_step(self._module(), self._check_stepped),
+                ]
 
     def _make_federation(self) -> Federation:
         module = self._module()
@@ -252,23 +273,12 @@ class LBGMFederated(ProcessesStrategy):
             self._resolve_seed(),
             self.world,
         )
+        feed = self._round_loader().feed
+        self._identity = identify_run(self, federation, feed)
         restored, self._restored = self._restored, None
         if restored is not None:
-            check_same_federation(restored["identity"], self._identity(federation))
-            feed = self._round_loader().feed
-            federation.load_state_dict(restored, {k: feed.work(k) for k in range(feed.num_clients)})
+            resume(self, federation, feed, restored)
         return federation
-
-    def _identity(self, federation: Federation) -> dict[str, Any]:
-        """Return what must agree for a checkpoint's clients to be this federation's."""
-        return {
-            "num_clients": self.num_clients,
-            "partitioner": self._describe_split(),
-            "uplink": repr(self.uplink.without_store()),
-            "server_optimizer": type(federation.server.optimizer).__name__,
-            "seed": federation.seed,
-            "num_parameters": federation.flat.num_parameters,
-        }
 
     # Data
 
@@ -306,8 +316,12 @@ class LBGMFederated(ProcessesStrategy):
     def on_train_start(self) -> None:
         # The last hook before the first round: callbacks have frozen what they freeze, the trainer's state is restored.
         trainer, module = self._trainer(), self._module()
+        _lightning_progress.start_next_epoch(trainer)
+        _lightning.know_round_sizes(trainer)
         feed = self._round_loader().feed
         feed.prepare(self.world)
+        if has_lazy_parameters(module):
+            self._initialize_lazy(feed)
         if self.world.size > 1:
             check_same_data(self.world.gather(feed.fingerprint(), "the partition"))
         continues = self._fit_trainer is trainer and trainer.global_step > 0 and self._restored is None
@@ -323,7 +337,9 @@ class LBGMFederated(ProcessesStrategy):
         if self.buffers == "client":
             warn_of_own_buffers(self._federation.buffers.names)
         self._end_trial = _lightning.extend_learning_rate_trial(trainer)
-        rank_zero_info("Federated training: " + ", ".join(f"{k}={v}" for k, v in self.settings().items()))
+        rank_zero_info(f"Federated training: {describe_changes(self.settings())}.")
+        warn_of_long_schedules(trainer)
+        self._warned_of_zero_rate = False
 
     def _begin_round(self) -> None:
         """Make the round before final; from here on what happens can be taken back."""
@@ -347,25 +363,31 @@ class LBGMFederated(ProcessesStrategy):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        _lightning.set_round_size(self._trainer(), sum(batch.num_examples))
+        for count in self._local_counts:
+            count.begin_round()
+        batch.observers = tuple(count.observe for count in self._local_counts)
 
     @override
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the client phase of a round and return the cohort's mean loss, detached."""
         round_, takes_index = args[0], len(args) > 1
         module, trainer = self._module(), self._trainer()
         federation = self._current_federation()
+        check_round_begins(module, round_.index, federation.round_index, federation.in_round)
         optimizer = self.optimizers[0]
+        if is_zero_rate(optimizer) and not self._warned_of_zero_rate:
+            self._warned_of_zero_rate = True
+            warn_of_zero_rate(round_.index)
         transfer = _lightning.batch_transfer(trainer, module, super().batch_to_device)
         step = _lightning.local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
         capture = LogCapture(_lightning.LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
-        with _lightning.captured_log(module, capture):
+        with _lightning.captured_log(module, capture), noted_extra_outputs() as extra:
             local_trainer = LocalTrainer(optimizer, step, capture, self._start_of(optimizer))
             clients = self.execution.client_trainer(trainer, module, federation, local_trainer, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._on_client_end, self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.
         capture.flush(module.log, **({"sync_dist": False} if self.world.size > 1 else {}))
-        return loss
+        return {"loss": loss, **{name: LocalOutput(name) for name in extra}} if extra else loss
 
     @override
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
@@ -377,12 +399,22 @@ class LBGMFederated(ProcessesStrategy):
         """Run the client phase, which is the closure, then the server's step."""
         try:
             loss = closure()
-            self.last_report = self._require_federation().finish_round()
+            federation = self._require_federation()
+            check_round_ends(self._module(), federation.round_index, federation.in_round)
+            self.last_report = federation.finish_round()
         except BaseException:
             self.roll_back()
             raise
         self._warn_of_unaveraged()
         return loss
+
+    def _check_stepped(self) -> None:
+        """Take back and refuse a round that the module's own ``optimizer_step`` has left without the server's step."""
+        federation = self._require_federation()
+        if federation.in_round:
+            index = federation.round_index
+            self.roll_back()
+            refuse_missing_step(self._module(), index)
 
     def _warn_of_unaveraged(self) -> None:
         notes = self._require_federation().buffers.take_notes()
@@ -407,6 +439,12 @@ class LBGMFederated(ProcessesStrategy):
             fresh.round_index, fresh.ledger, fresh.seed = federation.round_index, federation.ledger, federation.seed
             self._federation = federation = fresh
         return federation
+
+    def _initialize_lazy(self, feed: Feed) -> None:
+        trainer, module = self._trainer(), self._module()
+        transfer = _lightning.batch_transfer(trainer, module, super().batch_to_device)
+        with _lightning.captured_log(module, LogCapture(_lightning.LOG_ARGUMENTS)):
+            initialize_lazy(module, feed, self._resolve_seed(), self.root_device, transfer)
 
     def _round_loader(self) -> RoundLoader:
         loader = self._trainer().train_dataloader
@@ -460,13 +498,12 @@ class LBGMFederated(ProcessesStrategy):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         # A weights-only checkpoint has no optimizer states, and gets no federation's state either.
-        if "optimizer_states" in checkpoint:
-            if self._restored is not None:  # a resumed run that has not begun, as a tuner's trial finds it
-                checkpoint = {**checkpoint, _CHECKPOINT_KEY: in_memory(self._restored)}
-            elif self._federation is not None:
-                state = self._federation.state_dict(checkpoint_folder(filepath))
-                state = {"identity": self._identity(self._federation), **state}
-                checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
+        if "optimizer_states" in checkpoint and self._restored is not None:
+            # A resumed run that has not begun, as a tuner's trial finds it.
+            checkpoint = {**checkpoint, _CHECKPOINT_KEY: in_memory(self._restored)}
+        elif "optimizer_states" in checkpoint and self._federation is not None:
+            state = {"identity": self._identity, **self._federation.state_dict(checkpoint_folder(filepath))}
+            checkpoint = {**checkpoint, _CHECKPOINT_KEY: state}
         super().save_checkpoint(checkpoint, filepath, storage_options)
         if _CHECKPOINT_KEY in checkpoint and self.is_global_zero:  # who alone knows of all clients
             prune(checkpoint[_CHECKPOINT_KEY])
@@ -486,13 +523,16 @@ class LBGMFederated(ProcessesStrategy):
             self.on_train_end()
             self._federation = None
             self._restored = checkpoint.get(_CHECKPOINT_KEY)
-            locate(self._restored, checkpoint_path)
+            if self._restored is not None:
+                snapshot.check(self._restored, checkpoint_path)
+                locate(self._restored, checkpoint_path)
+                checkpoint = _lightning_progress.between_rounds(checkpoint)
         return checkpoint
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         super().load_model_state_dict(checkpoint, strict=strict)
-        if self._restored is not None and self._undo_patch is not None:
+        if self._restored is not None and self._undo_patches:
             # The fit has begun, so that a tuner goes back to where it was before its trial: its checkpoint is deleted
             # after this, and `on_train_start` may not come again.
             self._federation = self._make_federation()
@@ -502,10 +542,9 @@ class LBGMFederated(ProcessesStrategy):
         if self._undo_collecting is not None:
             self._undo_collecting()
             self._undo_collecting = None
-        if self._undo_patch is not None:
-            self._undo_patch()
-            self._undo_patch = None
-        self._restored = None
+        for undo in self._undo_patches:
+            undo()
+        self._undo_patches = []
         self._run_seed = None
         self._transaction = None
         self.measure_errors = False

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_lbgm.buffers import Buffers
 from lightning_lbgm.clients.capture import LogCapture
+from lightning_lbgm.clients.errors import add_client
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult, RoundStart
 from lightning_lbgm.data import LocalBatch, Round
@@ -40,6 +41,7 @@ class LocalTrainer:
         self.optimizer = optimizer
         self.capture = capture
         self.start = start or OptimizerStart(optimizer)
+        self.step_index = 0  # of the client at hand
         self._step = step
         self._hyperparameters = [
             {name: copy_hyperparameter(value) for name, value in group.items() if name != "params"}
@@ -56,8 +58,9 @@ class LocalTrainer:
         """Make one local step on each batch."""
         self.reset_optimizer()
         result = LocalResult()
+        self.step_index = 0
         for index, (data, size) in enumerate(batches):
-            self.capture.batch_size = size
+            self.step_index, self.capture.batch_size = index, size
             result.add(self._step(data, index), size)
         return result
 
@@ -109,7 +112,11 @@ class SequentialTrainer:
         self._buffers.load(own)
         seed = derive_seed(start.seed, "client", round_index, client_id) if seed is None else seed
         seed_global_rng(seed, self.flat.device)
-        local = self._trainer.train(batches)
+        try:
+            local = self._trainer.train(batches)
+        except Exception as error:
+            add_client(error, round_index, client_id, self._trainer.step_index, self.capture.batch_size)
+            raise
         update = self.flat.update_from(start.server_params, self._update)
         return ClientUpdate(client_id, local, update, self._buffers.changed(own=own))
 

@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
+from lightning_lbgm.data.access import BatchAccessError, NotABatch
 from lightning_lbgm.data.cohort import sample_cohort
 from lightning_lbgm.data.feed import Feed, LocalBatch
 
 __all__ = ["Round", "RoundLoader"]
 
 
-class Round:
+class Round(NotABatch):
     """One communication round: the cohort, and a lazy stream of each client's local batches.
 
     It stands where Lightning expects a training batch, so hooks such as ``on_train_batch_end(outputs, batch, ...)``
-    receive it.
+    receive it. It holds no tensors: unpacking it, indexing it or asking it for a batch's attributes is an error.
 
     Attributes:
         index: The round, from 0.
         cohort: Clients that take part, in increasing order.
         num_examples: n_k of each of them.
         num_steps: Local steps of each of them.
+        observers: Called with the data of each local batch as it is drawn in this process.
+
+    Raises:
+        BatchAccessError: If it is used as a batch of tensors.
     """
 
-    def __init__(self, index: int, cohort: tuple[int, ...], feed: Feed) -> None:
+    def __init__(
+        self,
+        index: int,
+        cohort: tuple[int, ...],
+        feed: Feed,
+        observers: Sequence[Callable[[Any], Any]] = (),
+    ) -> None:
         self.index = index
         self.cohort = cohort
         self.num_examples = tuple(feed.num_examples(client_id) for client_id in cohort)
         self.num_steps = tuple(feed.num_steps(client_id) for client_id in cohort)
+        self.observers = tuple(observers)
         self._feed = feed
 
     def clients(self) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         """Yield each client's id and its local batches, loaded as they are drawn."""
-        return self._feed.stream(self.index, self.cohort)
+        stream = self._feed.stream(self.index, self.cohort)
+        if not self.observers:
+            return stream
+        return ((client_id, map(self._observe, batches)) for client_id, batches in stream)
+
+    def _observe(self, batch: LocalBatch) -> LocalBatch:
+        for observe in self.observers:
+            observe(batch.data)
+        return batch
 
     @property
     def work(self) -> tuple[int, ...]:
@@ -43,7 +63,16 @@ class Round:
 
     def part(self, client_ids: Collection[int]) -> Round:
         """Return the round of some of its clients alone, each with the same batches."""
-        return Round(self.index, tuple(k for k in self.cohort if k in client_ids), self._feed)
+        return Round(self.index, tuple(k for k in self.cohort if k in client_ids), self._feed, self.observers)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise BatchAccessError(
+            f"A training batch is a communication round here, and `{self!r}` {what}. `on_train_batch_start` and"
+            " `on_train_batch_end` are called once a round; the round has `index`, `cohort`, `num_examples` and"
+            " `num_steps`. To work on the clients' batches, use `on_after_batch_transfer` or `training_step` of the"
+            " module, which are called with each local batch; to look at them here, draw them with"
+            " `for client_id, batches in batch.clients(): ...`."
+        )
 
     def __repr__(self) -> str:
         """Show the round without its data."""

@@ -276,7 +276,8 @@ class Federation:
         update = Dense(result.update, self.flat.layout)
         buffers = result.buffers
         squared_norm = update.squared_norm()
-        rejected = not math.isfinite(squared_norm) or not self.buffers.is_sound(buffers)
+        finite = math.isfinite(squared_norm) or update.is_finite()  # the norm alone may overflow
+        rejected = not finite or not self.buffers.is_sound(buffers)
         decision: Decision | None = None
         uplink_bits = dense_bits = 0
         squared_error = math.nan

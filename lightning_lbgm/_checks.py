@@ -119,7 +119,7 @@ def _check_weight_averaging(trainer: pl.Trainer, module: pl.LightningModule) -> 
     """Refuse an epoch that only goes forward: a round trains."""
     batch_norm = any(isinstance(part, _BatchNorm) for part in module.modules())
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if batch_norm and any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+    if batch_norm and any(is_a(callback, StochasticWeightAveraging) for callback in callbacks):
         raise MisconfigurationException(
             f"`StochasticWeightAveraging` recomputes BatchNorm's statistics of `{type(module).__name__}` in one more"
             " epoch without training, which a federation cannot do. Use the callback"

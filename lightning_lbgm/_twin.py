@@ -65,6 +65,7 @@ def native(trainer: Any, thing: Any) -> Any:
     return (counterpart(thing) or thing) if _is_twins(trainer) else thing
 
 
+@functools.cache
 def counterpart(thing: Any) -> Any:
     """Return the class or function of the other package that has the same place and name; None if there is none."""
     for one, two in _PACKAGES.items():
@@ -83,7 +84,6 @@ def _is_of(thing: Any, twins: bool) -> bool:
     return any(_lies_in(thing, package) for package in (_PACKAGES.values() if twins else _PACKAGES))
 
 
-@functools.cache
 def _find(module: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -125,7 +126,7 @@ class VectorizedTrainer:
         reached = ReachedState(module)
         if reached.obstacle is not None:
             raise CannotVectorize(reached.obstacle)
-        with none_escapes():
+        with none_escapes() if compare else nullcontext():
             try:
                 result = self._attempt(round_index, chunk, start, check=True)
             except BaseException:

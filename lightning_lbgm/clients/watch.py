@@ -77,14 +77,16 @@ def none_escapes() -> Iterator[None]:
     Raises:
         CannotVectorize: At the end, wherever such a tensor is kept. Not after another error.
     """
-    gc.freeze()  # so that only objects that are made inside have to be looked through
+    was_enabled = gc.isenabled()
+    gc.disable()  # so that what is made inside stays in the youngest generation, the only one to be looked through
     try:
         yield
         is_batched = torch._C._functorch.is_batchedtensor
-        if any(type(value) is Tensor and is_batched(value) for value in gc.get_objects()):
+        if any(type(value) is Tensor and is_batched(value) for value in gc.get_objects(generation=0)):
             raise CannotVectorize("`training_step` keeps a tensor that holds several clients' values")
     finally:
-        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 def has_backward_hooks(module: nn.Module) -> bool:

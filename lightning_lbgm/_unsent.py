@@ -92,7 +92,7 @@ class Unsent:
         with self._lock:
             kept = None
             for folder in folders:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(Exception):  # the next folder may do
                     path = folder.path / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write(path)

@@ -41,14 +41,15 @@ def rounded(numbers: Dense, dtype: torch.dtype) -> Payload:
     if dtype.itemsize >= values.dtype.itemsize:
         return numbers
     decoded, largest = dtype_name(values.dtype), torch.finfo(dtype).max
-    power = binary_exponent(values)
     low, high = exponent_range(dtype)
+    least, most = exponent_range(values.dtype)
+    power = high if low <= least and most <= high else binary_exponent(values)  # bfloat16 has the range of float32
     if power is None or low <= power < high:
         return Rounded(values.to(dtype), decoded, layout)
-    # Up to the last power of two: half a step beyond the largest number is rounded to it, not to infinity.
     if power == high:
+        # Half a step beyond the largest number is rounded to it, not to infinity.
         return Rounded(values.clamp(-largest, largest).to(dtype), decoded, layout)
-    exponent = max(power - high, exponent_range(values.dtype)[0])
+    exponent = max(power - high, least)
     values = (values * 2.0**-exponent).clamp_(-largest, largest)
     return Scaled(Rounded(values.to(dtype), decoded, layout), exponent)
 

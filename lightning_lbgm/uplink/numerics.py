@@ -58,7 +58,10 @@ def binary_exponent(values: Tensor) -> int | None:
         >>> binary_exponent(torch.tensor([0.5, -6.0])), binary_exponent(torch.zeros(2))
         (2, None)
     """
-    largest = float(torch.linalg.vector_norm(values, math.inf)) if values.numel() else 0.0
+    if not values.numel():
+        return None
+    least, most = torch.aminmax(values)  # as fast as memory, unlike the norm of infinite order
+    largest = max(-float(least), float(most))
     return math.frexp(largest)[1] - 1 if 0 < largest < math.inf else None
 
 

@@ -40,7 +40,7 @@ class RowSpan(Span):
             return 1.0, []
         dense = update.dense()
         squared_norm = float(_row_products(dense, dense, update.layout).sum())
-        if not 0 < squared_norm < math.inf or not bool(torch.isfinite(products).all() & torch.isfinite(gram).all()):
+        if not 0 < squared_norm < math.inf or not math.isfinite(float(products.sum() + gram.sum())):
             return 1.0, []
         norms = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
         scales = torch.where(norms > 0, 1 / norms, 0.0)

@@ -56,9 +56,9 @@ def project(
     ``1 - |P g|^2 / |g|^2``, for r = 1 the squared sine of the angle. Vectors that are zero, or dependent up to
     round-off, do no harm: the solution of smallest norm is taken, among normalised vectors, in ``float64``.
 
-    Directions of the span are used from the largest eigenvalue of the normalised Gram matrix on, as long as the error
-    of the coefficients c is known up to 0.001. Round-off of ``eps`` in each product puts it off by up to
-    ``eps (|x|_1 + |x|_1^2)``, x being the coefficients of normalised vectors, and x grows as vectors become dependent.
+    The error is that of the coefficients returned, up to 0.001. Round-off of ``eps`` in each product puts it off by up
+    to ``eps (2 |x|_1 + |x|_1^2)``, x being the coefficients of normalised vectors, which grow as these become
+    dependent. So x is bounded; beyond that it is the best one within the bound (a trust region).
 
     Args:
         gram: G, r x r.
@@ -85,13 +85,26 @@ def project(
     cosines = torch.tensor(products, dtype=torch.float64) * scales / squared_norm**0.5
     values, vectors = torch.linalg.eigh(matrix)
     kept = values > ROUNDINGS * eps * len(products)
-    # |x|^2 of the directions up to each, largest eigenvalue first; |x|_1^2 is at most r times that.
-    squares = torch.where(kept, (vectors.T @ cosines) / values, 0.0).square().flip(0).cumsum(0).flip(0)
-    kept &= eps * len(products) * squares <= _ERROR_OFF
     basis = vectors[:, kept]
     solution = basis @ ((basis.T @ cosines) / values[kept])
+    limit = _ERROR_OFF / (eps * len(products))  # of |x|^2: |x|_1^2 is at most r times that
+    if float(solution.square().sum()) > limit:
+        inside = (basis.T @ cosines).tolist()
+        solution = basis @ ((basis.T @ cosines) / (values[kept] + _damping(inside, values[kept].tolist(), limit)))
     error = 1 - float(2 * (cosines @ solution) - solution @ matrix @ solution)
     return min(1.0, max(0.0, error)), (solution * scales * squared_norm**0.5).tolist()
+
+
+def _damping(inside: list[float], values: list[float], limit: float) -> float:
+    """Return the mu at which ``sum (b_j / (lambda_j + mu))^2`` falls to a limit that it exceeds at 0, by bisection."""
+    low, high = 0.0, math.sqrt(sum(b * b for b in inside) / limit)
+    for _ in range(60):
+        mu = (low + high) / 2
+        if sum((b / (value + mu)) ** 2 for b, value in zip(inside, values)) > limit:
+            low = mu
+        else:
+            high = mu
+    return high
 
 
 def new_basis() -> Basis:
@@ -176,5 +189,8 @@ def can_hold(dtype: torch.dtype, coefficients: Tensor, norms: Tensor, squared_no
         squared_norm: ``|g|^2`` of the update.
     """
     info, sizes = torch.finfo(dtype), coefficients.abs()
+    least, most = (float(size) for size in torch.aminmax(sizes))
+    if info.tiny <= least and most <= info.max:
+        return True
     lost = torch.where(sizes < info.tiny, sizes * norms, 0.0).sum()
-    return bool((sizes <= info.max).all()) and float(lost) <= _LOST * math.sqrt(squared_norm)
+    return most <= info.max and float(lost) <= _LOST * math.sqrt(squared_norm)

@@ -144,11 +144,14 @@ def test_dependent_vectors_do_no_harm(seed, size, factor):
 
 
 @given(seed=seeds, size=st.integers(6, 20), exponent=st.floats(1, 12))
-@example(seed=29, size=7, exponent=3.25)  # eigenvalues of 2 and 6e-6, coefficients of 260: round-off was off by 0.0034
+@example(seed=29, size=7, exponent=3.25)  # coefficients of 260, whose round-off put the error off by 0.0034
+@example(seed=9999997, size=14, exponent=2.0)  # leaving the second direction out explains less than l1 alone
 @FAST
 def test_nearly_dependent_vectors_in_float32_give_a_true_error_and_bounded_coefficients(seed, size, exponent):
     # l2 = l1 + a little: what float32's inner products can tell apart is used, what they cannot is left out. Either way
-    # the error told is that of the update decoded, and at most what l1 alone leaves.
+    # the error told is that of the update decoded (to 0.001 for products good to one rounding), and hardly more than
+    # what l1 alone leaves: a direction v of eigenvalue lambda <= 16 * 2 eps is left out, which has a share of at most
+    # sqrt(lambda) in <g, l1>, so up to sqrt(2 * lambda) = 0.0028 of what l1 explains.
     rng = np.random.default_rng(seed)
     l1 = rng.normal(size=size)
     rows = torch.tensor(np.stack([l1, l1 + 10**-exponent * rng.normal(size=size)]), dtype=torch.float32)
@@ -163,7 +166,7 @@ def test_nearly_dependent_vectors_in_float32_give_a_true_error_and_bounded_coeff
     assert error == pytest.approx(true, abs=2e-3)
     one = rows[0].double().numpy()
     alone = 1 - (g.double().numpy() @ one) ** 2 / (one @ one) / float(g.double() @ g.double())
-    assert error <= alone + 2e-3
+    assert error <= alone + 2e-3 + 2.8e-3
 
 
 @given(seed=seeds, rank=st.integers(2, 6), size=st.integers(10, 20))

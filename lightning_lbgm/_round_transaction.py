@@ -26,6 +26,9 @@ class RoundTransaction:
         self._trainer = trainer
         self._completed = _lightning.completed_batches(trainer)
         self._counters = [(counter, dict(vars(counter))) for counter in _lightning.round_counters(trainer)]
+        for _, values in self._counters:
+            if "is_last_batch" in values:  # told of the round to come already; no round before it in its epoch was
+                values["is_last_batch"] = False
         self._schedules = [
             (config.scheduler, copy.deepcopy(config.scheduler.state_dict())) for config in trainer.lr_scheduler_configs
         ]

@@ -59,6 +59,7 @@ __all__ = [
     "has_plain_precision",
     "init_process_group",
     "is_compiled",
+    "is_overridden_by",
     "know_round_sizes",
     "local_step",
     "loss_of",
@@ -98,7 +99,7 @@ def know_round_sizes(trainer: pl.Trainer) -> None:
 
 def watch_optimizer_step(module: pl.LightningModule, check: Callable[[], None]) -> Callable[[], None]:
     """Call ``check`` after the module's own ``optimizer_step``, if it has one. Returns a function that undoes it."""
-    if not _is_overridden("optimizer_step", module):
+    if not is_overridden_by("optimizer_step", module):
         return lambda: None
     original = module.optimizer_step
 
@@ -196,17 +197,17 @@ def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[No
 def overridden_batch_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Return the hooks around a batch's transfer that the module or the datamodule overrides."""
     owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
-    return [hook for hook in _BATCH_HOOKS if any(_is_overridden(hook, owner) for owner in owners)]
+    return [hook for hook in _BATCH_HOOKS if any(is_overridden_by(hook, owner) for owner in owners)]
 
 
 def overridden_step_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
     """Return the hooks within an optimizer step that the module or a callback overrides."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    hooks = [hook for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS) if _is_overridden(hook, module)]
-    return hooks + [hook for hook in _STEP_HOOKS if any(_is_overridden(hook, callback) for callback in callbacks)]
+    hooks = [hook for hook in (*_STEP_HOOKS, *_MODULE_STEP_HOOKS) if is_overridden_by(hook, module)]
+    return hooks + [hook for hook in _STEP_HOOKS if any(is_overridden_by(hook, callback) for callback in callbacks)]
 
 
-def _is_overridden(hook: str, owner: object) -> bool:
+def is_overridden_by(hook: str, owner: object) -> bool:
     """Whether a module, datamodule or callback of either package has a hook of its own."""
     bases = (pl.LightningModule, pl.LightningDataModule, pl.Callback)
     parents = [cls for base in bases for cls in namesakes(base) if isinstance(owner, cls)]

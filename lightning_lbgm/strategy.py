@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_lbgm import _lightning, _lightning_progress, snapshot
+from lightning_lbgm._batch_hooks import watch_batch_hooks
 from lightning_lbgm._checks import (
     check_finders,
     check_fit,
@@ -256,6 +257,7 @@ class LBGMFederated(ProcessesStrategy):
                     undo_counts,
                     _lightning.pass_rounds_through(self._module()),
                     _lightning.watch_optimizer_step(self._module(), self._check_stepped),
+                    watch_batch_hooks(trainer, self._module()),
                 ]
 
     def _make_federation(self) -> Federation:

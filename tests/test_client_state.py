@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import TinyModule, build_trainer, flat_params, make_data
@@ -149,6 +150,40 @@ def test_resuming_goes_on_bit_for_bit(tmp_path, buffers):
         assert torch.equal(dict(module.named_buffers())[name], value), name
     assert torch.equal(module.encoder.weight, reference.encoder.weight)
     assert broken.strategy.ledger == whole.strategy.ledger
+
+
+@pytest.mark.parametrize("owner", ["module", "callback"])
+@pytest.mark.parametrize("changes", [True, False])
+def test_a_batch_hook_that_moves_the_model_is_told_that_it_runs_once_a_round(tmp_path, owner, changes):
+    def move(module):
+        module.calls += 1
+        if changes:
+            module.encoder.weight.data.mul_(0.5)
+
+    class Module(TinyModule):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.calls = nn.Linear(6, 3).requires_grad_(False), 0
+
+    class Own(Module):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            move(self)
+
+    class Callback(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            move(pl_module)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = Own() if owner == "module" else Module()
+        train(tmp_path, "average", module=module, callbacks=[] if owner == "module" else [Callback()])
+    told = [str(w.message) for w in caught if "once a round" in str(w.message)]
+    assert len(told) == changes
+    if changes:
+        assert ".on_train_batch_end` changes 'encoder.weight'" in told[0]
+        assert "`on_before_zero_grad`" in told[0]
+    assert module.calls == 3
+    assert "on_train_batch_end" not in vars(module)
 
 
 def test_a_client_whose_buffer_becomes_nan_is_left_out(tmp_path):

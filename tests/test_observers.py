@@ -343,7 +343,7 @@ def test_twins_of_lightnings_classes_are_found():
 
 def test_a_table_is_stored_in_between(make_logger, tmp_path, monkeypatch):
     monkeypatch.setattr(_mlflow_table, "_SECONDS", 0.0)
-    monkeypatch.setattr(_mlflow_table, "_SHARE", 1.0)
+    monkeypatch.setattr(_mlflow_table, "_SHARE", 1e9)
     logger, last = make_logger(), []
 
     def stored_rounds():

@@ -35,6 +35,10 @@ def pytest_pyfunc_call(pyfuncitem) -> None:
             pyfuncitem.obj(**arguments)
 
 
+# Scripts that tests start as processes of their own.
+collect_ignore = ["engine_script.py", "processes_death.py", "processes_script.py", "twin_script.py"]
+
+
 class TinyModule(pl.LightningModule):
     """Linear softmax classifier, 6 features and 3 classes, that knows nothing of clients."""
 

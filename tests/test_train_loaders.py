@@ -123,7 +123,7 @@ def test_the_round_loader_has_the_attributes_of_the_users(tmp_path):
     with pytest.raises(AttributeError, match="nothing_like_it"):
         rounds.nothing_like_it  # noqa: B018
     trainer = build_trainer(tmp_path)
-    trainer.fit(batch_shapes([]), {"a": loader})
+    trainer.fit(NotedShapes(), {"a": loader})
     assert trainer.train_dataloader["a"] is loader
     assert trainer.train_dataloader.dataset is data
 

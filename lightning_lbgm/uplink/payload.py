@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -13,22 +12,10 @@ from torch import Tensor
 
 from lightning_lbgm.uplink.layout import Layout, LayoutLike
 from lightning_lbgm.uplink.numerics import inner, inners
+from lightning_lbgm.uplink.registry import Registry
 from lightning_lbgm.uplink.wire import MessageError, Reader, Writer
 
 __all__ = ["Dense", "Payload", "inner"]
-
-
-def _check_new(what: str, cls: type[Payload], known: type[Payload] | None) -> None:
-    """Refuse a class whose name or code another one has; a cell of a notebook that is run again replaces its own."""
-    if known is None:
-        return
-    again = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
-    if again and hasattr(sys, "ps1") and "<locals>" not in cls.__qualname__:
-        return
-    raise TypeError(
-        f"The payload {cls.__module__}.{cls.__qualname__} has the {what} of {known.__module__}.{known.__qualname__}:"
-        " messages and checkpoints could be read as either. Give it a name and a `code` (64 to 255) of its own."
-    )
 
 
 class Payload(ABC):
@@ -47,28 +34,16 @@ class Payload(ABC):
 
     fields: ClassVar[tuple[str, ...]] = ()
     code: ClassVar[int | None] = None
-    _kinds: ClassVar[dict[str, type[Payload]]] = {}
-    _codes: ClassVar[dict[int, type[Payload]]] = {}
+    _kinds: ClassVar[Registry[Payload]] = Registry()
 
     def __init__(self, layout: LayoutLike) -> None:
         self.layout = Layout.of(layout)
         self._squared_norm: float | None = None
 
     def __init_subclass__(cls) -> None:
-        """Make the class known to ``from_state`` by its name, and to ``read_from`` by its code.
-
-        Raises:
-            TypeError: If another class has the name or the code, or the code is not from 1 to 255.
-        """
+        """Make the class known to ``from_state`` and ``read_from``; TypeError if another has its name or code."""
         super().__init_subclass__()
-        code = cls.__dict__.get("code")  # a subclass without its own is read as the class that it extends
-        _check_new("name", cls, Payload._kinds.get(cls.__name__))
-        if code is not None:
-            if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
-                raise TypeError(f"`{cls.__name__}.code` must be from 1 to 255 (a byte); got {code!r}.")
-            _check_new(f"code {code}", cls, Payload._codes.get(code))
-            Payload._codes[code] = cls
-        Payload._kinds[cls.__name__] = cls
+        Payload._kinds.add(cls)
 
     @property
     @abstractmethod
@@ -123,11 +98,7 @@ class Payload(ABC):
         return None
 
     def squared_norm(self) -> float:
-        """Return ``|g|^2``, computed once.
-
-        In ``float64``, with entries beyond 1e-154 or 1e154, it may underflow to zero or overflow though the update is
-        neither zero nor infinite: ask ``is_zero`` and ``is_finite``.
-        """
+        """Return ``|g|^2``, computed once; in ``float64`` it may be 0 or infinite though ``g`` is not (at 1e±200)."""
         if self._squared_norm is None:
             product = self.dot(self)
             self._squared_norm = 0.0 if product < 0 else product  # factors that cancel leave round-off of either sign
@@ -186,7 +157,7 @@ class Payload(ABC):
     @staticmethod
     def from_state(state: dict[str, Any], layout: LayoutLike | None = None) -> Payload:
         """Rebuild a payload from ``to_state``; a layout that is at hand saves making it anew."""
-        kind = Payload._kinds[state["kind"]]
+        kind = Payload._kinds.names[state["kind"]]
         fields = [_field_from_state(state[name]) for name in kind.fields]
         return kind(*fields, state["shapes"] if layout is None else layout)  # type: ignore[call-arg]
 
@@ -223,7 +194,7 @@ class Payload(ABC):
         Raises:
             MessageError: If it is none.
         """
-        kind = Payload._codes.get(code)
+        kind = Payload._kinds.codes.get(code)
         if kind is None:
             raise MessageError(f"The message holds a payload of unknown kind {code}.")
         payload = kind.read(data, size)

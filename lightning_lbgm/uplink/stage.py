@@ -120,7 +120,7 @@ class Stage(ABC):
 
     @property
     def decodes(self) -> bool:
-        """Whether its payload is not the update itself in some encoding, so that ``decode`` has to make one of it."""
+        """Whether ``decode`` has to make an update of its payload, which decodes itself to something else."""
         return self._overrides("decode") or self._overrides("reconstruct")
 
     def _overrides(self, name: str) -> bool:
@@ -279,7 +279,7 @@ def inner_chain(owner: str, name: str, stages: Stage | Sequence[Stage], *, whole
 
     Raises:
         TypeError: If it is not a stage or a list of stages.
-        ValueError: If it has such a stage, and is for a part of the update.
+        ValueError: If it has such a stage and is for a part.
     """
     if not isinstance(stages, (Stage, Sequence)) or isinstance(stages, str) or not stages:
         raise TypeError(
@@ -289,7 +289,7 @@ def inner_chain(owner: str, name: str, stages: Stage | Sequence[Stage], *, whole
     if chain.uses_mean and not whole:
         raise ValueError(
             f"`{owner}({name}={chain!r})` gets a part of the update, for which `LayerRecycling` would put in the whole"
-            " one of the last round: leave it out, or leave the other out."
+            " one of the last round: leave one of them out."
         )
     return chain
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import re
 import signal
 import sys
 import time
@@ -150,7 +151,9 @@ class Comparison:
             self.run_ids[name] = child.run_id
         else:
             last = child.log.read_text(errors="replace").splitlines()[-_LINES_OF_LOG:] or ["nothing was printed"]
-            self.failed[name] = f"failed: {last[-1].strip()} (log: {child.log})"
+            # A traceback's error may be followed by notes.
+            errors = [line for line in last if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+            self.failed[name] = f"failed: {(errors or last)[-1].strip()} (log: {child.log})"
             _say("\n".join(f"    {line}" for line in last))
         done = len(self.run_ids) + len(self.failed)
         outcome = f"{child.rounds} rounds in {seconds:.0f} s" if succeeded else self.failed[name]

@@ -21,8 +21,9 @@ class _Kept:
     """A client's state before its turn: its containers copied, its tensors shared as long as nobody writes to them."""
 
     def __init__(self, state: dict[str, Any]) -> None:
-        self._state = _copy_containers(state)
-        self._versions = [(tensor, tensor._version) for tensor in _tensors(state)]
+        tensors: list[Tensor] = []
+        self._state = _copy_containers(state, tensors)
+        self._versions = [(tensor, tensor._version) for tensor in tensors]
 
     @property
     def is_whole(self) -> bool:
@@ -30,11 +31,16 @@ class _Kept:
         return all(tensor._version == version for tensor, version in self._versions)
 
     def state(self) -> dict[str, Any]:
-        return _copy_containers(self._state)
+        copied: dict[str, Any] = _copy_containers(self._state, [])
+        return copied
 
     def bytes_beside(self, state: dict[str, Any]) -> int:
         """Return the bytes that are kept only for this, because the new state has other tensors."""
-        used = {id(tensor) for tensor in _tensors(state)}
+        if not self._versions:
+            return 0
+        tensors: list[Tensor] = []
+        _copy_containers(state, tensors)
+        used = set(map(id, tensors))
         return sum(tensor.nbytes for tensor, _ in self._versions if id(tensor) not in used)
 
 
@@ -109,15 +115,17 @@ class RoundUndo:
         return lost
 
 
-def _copy_containers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy_containers(item) for key, item in value.items()}
-    return [_copy_containers(item) for item in value] if isinstance(value, list) else value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _copy_containers(value: Any, tensors: list[Tensor]) -> Any:
+    """Copy dicts and lists at any depth, and collect the tensors in them, which are shared."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+        tensors.append(value)
+        return value
+    kind = type(value)
+    if kind is dict:
+        return {key: _copy_containers(v, tensors) if type(v) in _DEEP else v for key, v in value.items()}
+    if kind is list:
+        return [_copy_containers(v, tensors) if type(v) in _DEEP else v for v in value]
+    return value
+
+
+_DEEP = (dict, list, Tensor)

@@ -30,22 +30,27 @@ def watch_batch_hooks(trainer: pl.Trainer, module: pl.LightningModule) -> Callab
         for hook in _HOOKS
         if is_overridden_by(hook, owner) and not type(owner).__module__.startswith("lightning_lbgm.")
     ]
-    for owner, hook in watched:
-        _watch(owner, hook, module)
+    undos = [_watch(owner, hook, module) for owner, hook in watched]
 
     def undo() -> None:
-        for owner, hook in watched:
-            vars(owner).pop(hook, None)
+        for leave in undos:
+            leave()
 
     return undo
 
 
-def _watch(owner: Any, hook: str, module: pl.LightningModule) -> None:
+def _watch(owner: Any, hook: str, module: pl.LightningModule) -> Callable[[], None]:
     original = getattr(owner, hook)
+    own = {hook: original} if hook in vars(owner) else {}  # as a `LambdaCallback` has it
+
+    def leave() -> None:
+        if vars(owner).get(hook) is watched:
+            del vars(owner)[hook]
+            vars(owner).update(own)
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        vars(owner).pop(hook, None)  # the first call alone is looked at
+        leave()  # the first call alone is looked at
         before = {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
         result = original(*args, **kwargs)
         now = _tensors(module)
@@ -60,6 +65,7 @@ def _watch(owner: Any, hook: str, module: pl.LightningModule) -> None:
         return result
 
     vars(owner)[hook] = watched
+    return leave
 
 
 def _tensors(module: pl.LightningModule) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_resuming_goes_on_bit_for_bit(tmp_path, buffers):
     assert broken.strategy.ledger == whole.strategy.ledger
 
 
-@pytest.mark.parametrize("owner", ["module", "callback"])
+@pytest.mark.parametrize("owner", ["module", "callback", "lambda"])
 @pytest.mark.parametrize("changes", [True, False])
 def test_a_batch_hook_that_moves_the_model_is_told_that_it_runs_once_a_round(tmp_path, owner, changes):
     def move(module):
@@ -176,7 +176,8 @@ def test_a_batch_hook_that_moves_the_model_is_told_that_it_runs_once_a_round(tmp
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module = Own() if owner == "module" else Module()
-        train(tmp_path, "average", module=module, callbacks=[] if owner == "module" else [Callback()])
+        own = pl.callbacks.LambdaCallback(on_train_batch_end=lambda trainer, pl_module, *rest: move(pl_module))
+        train(tmp_path, "average", module=module, callbacks={"module": [], "callback": [Callback()]}.get(owner, [own]))
     told = [str(w.message) for w in caught if "once a round" in str(w.message)]
     assert len(told) == changes
     if changes:

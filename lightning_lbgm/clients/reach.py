@@ -51,6 +51,7 @@ _LIBRARIES = frozenset(
 _IMMUTABLE = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, types.ModuleType)
 _TREE = ("_parameters", "_buffers", "_modules")  # `ModuleState` and `torch.func.functional_call` look after these
 _TRAINER = ("_trainer", "_fabric", "_fabric_optimizers", "trainer")
+_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _MAX_OBJECTS = 100_000
 _MAX_COPIED_BYTES = 2**26
 
@@ -207,6 +208,9 @@ class ReachedState:
         prefix = f"{path}." if path else ""
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
+            if isinstance(value, nn.Module):
+                # Hooks that are registered later are seen by `structure_of`.
+                skipped += tuple(name for name, item in attributes.items() if not item and name.endswith(_HOOKS))
             state = {name: item for name, item in attributes.items() if name not in skipped}
             self._add(path, attributes, state, ("attributes", skipped))
             for name, item in state.items():

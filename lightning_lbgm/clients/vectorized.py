@@ -128,7 +128,7 @@ class VectorizedTrainer:
             raise CannotVectorize(reached.obstacle)
         with none_escapes() if compare else nullcontext():
             try:
-                result = self._attempt(round_index, chunk, start, check=True)
+                result = self._attempt(round_index, chunk, start, watch=True)
             except BaseException:
                 reached.restore()
                 raise
@@ -147,11 +147,11 @@ class VectorizedTrainer:
             self._wary.on_proved()
         return result
 
-    def _attempt(self, round_index: int, chunk: list[_Client], start: RoundStart, check: bool = False) -> ChunkResult:
+    def _attempt(self, round_index: int, chunk: list[_Client], start: RoundStart, watch: bool = False) -> ChunkResult:
         device = start.server_params.device
         seed_global_rng(derive_seed(start.seed, "chunk", round_index, *[client_id for client_id, _ in chunk]), device)
-        generators = GlobalGenerators(device)
-        result = self._run_chunk(chunk, start, check)
+        generators = GlobalGenerators(device, torch_alone=not watch)
+        result = self._run_chunk(chunk, start, check=watch)
         moved = generators.others_moved
         if moved is not None:
             raise CannotVectorize(f"`training_step` draws from {moved} generator, once for all clients of a chunk")

@@ -210,7 +210,7 @@ class ReachedState:
         if isinstance(attributes, dict):
             if isinstance(value, nn.Module):
                 # Hooks that are registered later are seen by `structure_of`.
-                skipped += tuple(name for name, item in attributes.items() if not item and name.endswith(_HOOKS))
+                skipped += tuple(name for name, item in attributes.items() if name.endswith(_HOOKS) and not item)
             state = {name: item for name, item in attributes.items() if name not in skipped}
             self._add(path, attributes, state, ("attributes", skipped))
             for name, item in state.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class _Place:
 
     def restore(self) -> None:
         for now, before in ((self.part._buffers, self.buffers), (self.part._parameters, self.parameters)):
-            if len(now) == len(before) and all(now.get(key) is tensor for key, tensor in before.items()):
+            if len(now) == len(before) and _are_the_same(now, before):
                 continue
             for key in now.keys() - before.keys():
                 del now[key]
@@ -116,7 +117,11 @@ class ModuleState:
             current: The tensors to compare, by name. None: those of the module.
             always: Names that are yielded in any case.
         """
-        for name, tensor in (self._current() if current is None else current).items():
+        if current is None:
+            if not self._own and not any(place.part._buffers for place in self._places):
+                return  # the usual case, at every client's turn
+            current = self._current()
+        for name, tensor in current.items():
             known = self.values.get(name)
             if known is None or name in always or not same_values(tensor, known):
                 yield name, tensor.detach()
@@ -167,6 +172,13 @@ def same_values(one: Tensor, two: Tensor) -> bool:
     if not (one.is_floating_point() or one.is_complex()):
         return False
     return bool(((one == two) | (one.isnan() & two.isnan())).all())
+
+
+def _are_the_same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    for key, tensor in before.items():  # noqa: SIM110 (a generator takes as long again)
+        if now.get(key) is not tensor:
+            return False
+    return True
 
 
 def _matches(one: Tensor, two: Tensor) -> bool:

@@ -43,7 +43,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lbgm._local_outputs import note_extra_outputs
 from lightning_lbgm._twin import is_a, is_exactly, namesakes, native
-from lightning_lbgm.clients import LogCapture, direct_step
+from lightning_lbgm.clients import LogCapture, direct_backward, direct_step
 from lightning_lbgm.data import Round, TrainLoaders
 
 __all__ = [
@@ -280,7 +280,7 @@ def local_step(
             for parameter in parameters:  # torch's zero_grad, whose profiler hook takes a tenth of a small step
                 parameter.grad = None
             if loss is not None:
-                loss.backward()
+                direct_backward(loss)
             if clip_value:
                 module.configure_gradient_clipping(optimizer, clip_value, algorithm)
             return loss

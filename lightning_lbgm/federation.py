@@ -294,10 +294,12 @@ class Federation:
             self.server.receive(decoded, weight)
             if self._errors is not None:
                 squared_error = self._errors.receive(result.update, decoded, weight)
-            self.buffers.receive(message.buffers, weight)
+            if message.buffers:
+                self.buffers.receive(message.buffers, weight)
             self.clients[client_id] = state
             self.undo.settle(client_id, state)
-            uplink_bits, dense_bits = message.num_bits, Message(client_id, update, buffers).num_bits
+            uplink_bits = message.num_bits
+            dense_bits = uplink_bits if encoded.payload is update else Message(client_id, update, buffers).num_bits
         return ClientReport(
             client_id=client_id,
             num_examples=num_examples,

@@ -21,9 +21,8 @@ class _Kept:
     """A client's state before its turn: its containers copied, its tensors shared as long as nobody writes to them."""
 
     def __init__(self, state: dict[str, Any]) -> None:
-        tensors: list[Tensor] = []
-        self._state = _copy_containers(state, tensors)
-        self._versions = [(tensor, tensor._version) for tensor in tensors]
+        self._state = _copy_containers(state)
+        self._versions = [(tensor, tensor._version) for tensor in _tensors(self._state)]
 
     @property
     def is_whole(self) -> bool:
@@ -31,16 +30,14 @@ class _Kept:
         return all(tensor._version == version for tensor, version in self._versions)
 
     def state(self) -> dict[str, Any]:
-        copied: dict[str, Any] = _copy_containers(self._state, [])
+        copied: dict[str, Any] = _copy_containers(self._state)
         return copied
 
     def bytes_beside(self, state: dict[str, Any]) -> int:
         """Return the bytes that are kept only for this, because the new state has other tensors."""
         if not self._versions:
             return 0
-        tensors: list[Tensor] = []
-        _copy_containers(state, tensors)
-        used = set(map(id, tensors))
+        used = set(map(id, _tensors(state)))
         return sum(tensor.nbytes for tensor, _ in self._versions if id(tensor) not in used)
 
 
@@ -115,17 +112,27 @@ class RoundUndo:
         return lost
 
 
-def _copy_containers(value: Any, tensors: list[Tensor]) -> Any:
-    """Copy dicts and lists at any depth, and collect the tensors in them, which are shared."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return value
-    kind = type(value)
-    if kind is dict:
-        return {key: _copy_containers(v, tensors) if type(v) in _DEEP else v for key, v in value.items()}
-    if kind is list:
-        return [_copy_containers(v, tensors) if type(v) in _DEEP else v for v in value]
-    return value
+def _copy_containers(value: Any) -> Any:
+    """Copy a dict or a list, and those in it at any depth; all else is shared."""
+    copied = value.copy()
+    for key, item in enumerate(value) if type(value) is list else value.items():
+        if type(item) in _CONTAINERS:
+            copied[key] = _copy_containers(item)
+    return copied
 
 
-_DEEP = (dict, list, Tensor)
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a dict or a list, at any depth."""
+    found: list[Tensor] = []
+    containers = [value]
+    for container in containers:  # which grows meanwhile
+        for item in container if type(container) is list else container.values():
+            kind = type(item)
+            if kind in _CONTAINERS:
+                containers.append(item)
+            elif kind is Tensor:
+                found.append(item)
+    return found
+
+
+_CONTAINERS = frozenset((dict, list))

@@ -2,7 +2,7 @@
 
 from lightning_lbgm.clients.capture import LogCapture
 from lightning_lbgm.clients.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
-from lightning_lbgm.clients.direct_step import direct_step
+from lightning_lbgm.clients.direct_step import direct_backward, direct_step
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.proof import ComesOutDifferent
 from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
@@ -27,6 +27,7 @@ __all__ = [
     "SequentialTrainer",
     "VectorizedTrainer",
     "Wary",
+    "direct_backward",
     "direct_step",
     "has_backward_hooks",
     "structure_of",

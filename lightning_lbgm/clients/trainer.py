@@ -14,6 +14,8 @@ from lightning_lbgm.data import Round
 
 __all__ = ["ClientTrainer", "ClientUpdate", "LocalResult", "RoundStart"]
 
+_WIDE = (torch.float32, torch.float64)
+
 
 @dataclass
 class LocalResult:
@@ -35,7 +37,7 @@ class LocalResult:
         if loss is None:
             return
         loss = loss.detach()
-        if loss.dtype is not torch.float64:
+        if loss.dtype not in _WIDE:
             loss = loss.float()  # half precision would lose small steps of a long sum
         if self.loss_sum is None:
             self.loss_sum = loss * size

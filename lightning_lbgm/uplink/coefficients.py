@@ -75,7 +75,7 @@ class Combination(Payload):
         for base, factor in zip(self.bases, self.factors):
             base.add_to(out, alpha * factor)
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self, *, copy: bool = False) -> dict[str, Any]:
         raise TypeError("A combination of look-back gradients exists at each end and is never sent or stored.")
 
     @property

@@ -147,12 +147,12 @@ class Payload(ABC):
 
     def clone(self) -> Payload:
         """Copy the payload with its tensors."""
-        return Payload.from_state(_map_tensors(self.to_state(), torch.clone), self.layout)
+        return Payload.from_state(self.to_state(copy=True), self.layout)
 
-    def to_state(self) -> dict[str, Any]:
-        """Return the payload as built-ins and tensors, for checkpoints. Tensors are shared, not copied."""
-        fields = {name: _field_to_state(getattr(self, name)) for name in self.fields}
-        return {"kind": type(self).__name__, "shapes": [list(shape) for shape in self.layout.shapes], **fields}
+    def to_state(self, *, copy: bool = False) -> dict[str, Any]:
+        """Return the payload as built-ins and tensors, for checkpoints. Tensors are shared unless they are copied."""
+        fields = {name: _field_to_state(getattr(self, name), copy) for name in self.fields}
+        return {"kind": type(self).__name__, "shapes": self.layout.shapes, **fields}
 
     @staticmethod
     def from_state(state: dict[str, Any], layout: LayoutLike | None = None) -> Payload:
@@ -247,6 +247,10 @@ class Dense(Payload):
     def dtype(self) -> torch.dtype:
         return self.values.dtype
 
+    @property
+    def num_bits(self) -> int:
+        return 8 * self.values.nbytes
+
     def dense(self) -> Tensor:
         return self.values
 
@@ -278,21 +282,15 @@ class Dense(Payload):
         return cls(data.tensor(size), (size,))
 
 
-def _field_to_state(value: Any) -> Any:
+def _field_to_state(value: Any, copy: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone() if copy else value
     if isinstance(value, Payload):
-        return value.to_state()
-    return [_field_to_state(item) for item in value] if isinstance(value, list) else value
+        return value.to_state(copy=copy)
+    return [_field_to_state(item, copy) for item in value] if isinstance(value, list) else value
 
 
 def _field_from_state(value: Any) -> Any:
     if isinstance(value, dict):
         return Payload.from_state(value)
     return [_field_from_state(item) for item in value] if isinstance(value, list) else value
-
-
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, function) for key, item in value.items()}
-    return [_map_tensors(item, function) for item in value] if isinstance(value, list) else value

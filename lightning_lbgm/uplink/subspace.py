@@ -139,8 +139,8 @@ class Span:
         squares = [gram[index][index] for index in range(len(gram))]
         if not any(squares) or not 0 < squared_norm < math.inf or not all(map(math.isfinite, (*squares, *products))):
             return 1.0, []
-        error, coefficients = project(gram, products, squared_norm, torch.finfo(update.dtype).eps)
         info = torch.finfo(update.dtype)
+        error, coefficients = project(gram, products, squared_norm, info.eps)
         if not all(info.tiny <= abs(coefficient) <= info.max for coefficient in coefficients):
             norms = torch.tensor(squares, dtype=torch.float64).clamp(min=0).sqrt()
             if not can_hold(update.dtype, torch.tensor(coefficients, dtype=torch.float64), norms, squared_norm):
@@ -176,7 +176,7 @@ class Span:
         states = basis["payloads"]
         if len(states) == rank:
             del states[0]
-        states.append(update.clone().to_state())
+        states.append(update.to_state(copy=True))
 
 
 def can_hold(dtype: torch.dtype, coefficients: Tensor, norms: Tensor, squared_norm: float) -> bool:

@@ -7,7 +7,7 @@ import torch
 from conftest import TinyModule
 from torch import nn
 
-from lightning_lbgm.clients import direct_step
+from lightning_lbgm.clients import direct_backward, direct_step
 
 OPTIMIZERS = [
     (torch.optim.SGD, {"lr": 0.1}),
@@ -79,6 +79,53 @@ def test_what_stands_around_a_step_is_kept():
     assert direct_step(patched) is None
     with torch.autograd.profiler.profile():
         assert direct_step(hooked) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_direct_backward_pass_gives_the_same_gradients(dtype):
+    gradients = []
+    for backward in (torch.Tensor.backward, direct_backward):
+        net, x = make_problem()
+        net.to(dtype)
+        loss = net(x.to(dtype)).square().sum()
+        loss.register_hook(lambda gradient: 2 * gradient)
+        backward(loss)
+        gradients.append([p.grad for p in net.parameters()])
+        with pytest.raises(RuntimeError, match="second time"):
+            backward(loss)  # the graph is gone
+    expected, found = gradients
+    assert expected[0] is found[0] is None  # the unused one
+    assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(expected[1:], found[1:]))
+    assert found[1].dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.ones(()), "does not require grad"),
+        (torch.ones(2, requires_grad=True) * 2, "only for scalar outputs"),
+        (torch.ones((), dtype=torch.complex64, requires_grad=True) * 2, "only for real scalar outputs"),
+    ],
+)
+def test_a_loss_that_cannot_be_derived_gets_the_error_of_torch(loss, message):
+    with pytest.raises(RuntimeError, match=message):
+        direct_backward(loss)
+
+
+def test_whoever_watches_backward_passes_sees_them():
+    seen = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    weight = torch.ones(3, requires_grad=True)
+    loss = weight.sum()
+    with Watch():
+        direct_backward(loss)
+    assert torch.Tensor.backward in seen
+    assert torch.equal(weight.grad, torch.ones(3))
 
 
 def test_a_learning_rate_schedule_does_not_complain(fit):

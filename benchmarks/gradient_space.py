@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lbgm import GradientSpaceCallback
-from lightning_lbgm.gradient_space import GradientSpace
+from lightning_lbgm.gradient_space.space import GradientSpace
 from recipes.gradient_space import NETS, Classifier
 
 NUM_TENSORS = 62  # a ResNet-18's

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm import LookBack
-from lightning_lbgm.uplink import Dense
+from lightning_lbgm.payloads.base import Dense
 
 Row = dict[str, Any]
 

@@ -44,7 +44,7 @@ from lightning_lbgm import (
     TargetSavings,
     TopK,
 )
-from lightning_lbgm.uplink import Chain, Stage
+from lightning_lbgm.compression import Chain, Stage
 
 NUM_CLIENTS, ROUNDS, LEARNING_RATE = 100, 60, 0.1
 LOWEST = 0.06  # below FedAvg's accuracy, what the figure shows

@@ -1,27 +1,34 @@
 """Federated learning for PyTorch Lightning, with its communication compressed, measured and logged."""
 
-from lightning_lbgm import _twin_import
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lightning_lbgm.__about__ import __version__
-from lightning_lbgm.callback import LBGMCallback
-from lightning_lbgm.convergence import ConvergenceMonitor
-from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
-from lightning_lbgm.gradient_space_callback import GradientSpaceCallback
-from lightning_lbgm.strategy import LBGMFederated
-from lightning_lbgm.uplink import (
-    ATOMO,
-    DIANA,
-    QSGD,
-    Cast,
-    ErrorFeedback,
-    LayerRecycling,
-    LookBack,
-    PowerSGD,
-    Predict,
-    RandK,
-    SignSGD,
-    TargetSavings,
-    TopK,
-)
+from lightning_lbgm._compat.registration import register_when_imported
+
+if TYPE_CHECKING:
+    from lightning_lbgm.callbacks.communication import LBGMCallback
+    from lightning_lbgm.callbacks.convergence import ConvergenceMonitor
+    from lightning_lbgm.callbacks.gradient_space import GradientSpaceCallback
+    from lightning_lbgm.compression import (
+        ATOMO,
+        DIANA,
+        QSGD,
+        Cast,
+        ErrorFeedback,
+        LayerRecycling,
+        LookBack,
+        PowerSGD,
+        Predict,
+        RandK,
+        SignSGD,
+        TargetSavings,
+        TopK,
+    )
+    from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
+    from lightning_lbgm.strategy.federated import LBGMFederated
 
 __all__ = [
     "ATOMO",
@@ -48,4 +55,28 @@ __all__ = [
     "__version__",
 ]
 
-_twin_import.when_imported(LBGMFederated, [LBGMCallback, ConvergenceMonitor, GradientSpaceCallback])
+# Names are resolved when they are asked for (PEP 562), so that the rooms without Lightning can be imported without it.
+_ROOMS = {
+    "ConvergenceMonitor": "callbacks.convergence",
+    "GradientSpaceCallback": "callbacks.gradient_space",
+    "LBGMCallback": "callbacks.communication",
+    "LBGMFederated": "strategy.federated",
+    **dict.fromkeys(
+        ("DirichletPartitioner", "IIDPartitioner", "NaturalPartitioner", "PathologicalPartitioner"), "data"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_ROOMS.get(name, 'compression')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_imported()

@@ -21,8 +21,8 @@ from mlflow.tracking import MlflowClient
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from lightning_lbgm import ErrorFeedback, LBGMCallback, LBGMFederated, LookBack, PathologicalPartitioner, PowerSGD
-from lightning_lbgm.figures import draw_metric_against_uplink
-from lightning_lbgm.uplink import Stage
+from lightning_lbgm.compression import Stage
+from lightning_lbgm.figures.communication import draw_metric_against_uplink
 from recipes.quickstart import DigitsClassifier, load_data
 
 if TYPE_CHECKING:

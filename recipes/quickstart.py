@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_lbgm import LBGMCallback, LBGMFederated, LookBack, PathologicalPartitioner, TopK
-from lightning_lbgm.figures import draw_metric_against_uplink
+from lightning_lbgm.figures.communication import draw_metric_against_uplink
 
 METHODS = {
     "FedAvg": [],

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_lbgm.buffers import Buffers
+from lightning_lbgm.server.buffers import Buffers
 
 # BatchNorm1d(1) starts at mean 0 and variance 1 and moves a tenth of the way to the batch's mean and unbiased variance.
 # Client A: inputs 0, 2: mean 1, variance 2. So its buffers become 0.1 * 1 = 0.1 and 0.9 * 1 + 0.1 * 2 = 1.1.

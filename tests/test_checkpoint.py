@@ -11,15 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_lbgm import (
-    ErrorFeedback,
-    LBGMCallback,
-    LBGMFederated,
-    LookBack,
-    PathologicalPartitioner,
-    SignSGD,
-    TopK,
-)
+from lightning_lbgm import ErrorFeedback, LBGMCallback, LBGMFederated, LookBack, PathologicalPartitioner, SignSGD, TopK
 
 
 class NoisyModule(TinyModule):

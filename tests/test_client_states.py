@@ -13,7 +13,7 @@ from conftest import Recorder, fit_tiny
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lbgm import DIANA, ErrorFeedback, LBGMFederated, LookBack, TopK
-from lightning_lbgm.client_states import ClientFiles, checkpoint_folder, prune, read_index
+from lightning_lbgm.simulation.client_store import ClientFiles, checkpoint_folder, prune, read_index
 
 CPU = torch.device("cpu")
 

@@ -29,10 +29,10 @@ from lightning_lbgm import (
     NaturalPartitioner,
     TopK,
 )
-from lightning_lbgm.ledger import AggregateError, ClientReport, RoundReport
-from lightning_lbgm.metrics import convergence_metrics
-from lightning_lbgm.sent_error import SentError
-from lightning_lbgm.uplink import Dense
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.reports.metrics import convergence_metrics
+from lightning_lbgm.reports.reports import AggregateError, ClientReport, RoundReport
+from lightning_lbgm.server.compression_error import SentError
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -35,8 +35,9 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_the_metrics_page_lists_what_is_logged():
-    from lightning_lbgm.callback import round_metrics
-    from lightning_lbgm.ledger import Ledger, RoundReport
+    from lightning_lbgm.callbacks.communication import round_metrics
+    from lightning_lbgm.reports.ledger import Ledger
+    from lightning_lbgm.reports.reports import RoundReport
 
     logged = set(round_metrics(RoundReport(0, (), 0.0), Ledger()))
     listed = set(re.findall(r"^\| `((?:comm|lbgm|fl)/\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))

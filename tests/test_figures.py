@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_lbgm import figures
-from lightning_lbgm.figures import draw_convergence, draw_lbp_errors, draw_metric_against_uplink
+from lightning_lbgm.figures import communication as figures
+from lightning_lbgm.figures.communication import draw_lbp_errors, draw_metric_against_uplink
+from lightning_lbgm.figures.convergence import draw_convergence
 
 PNG = b"\x89PNG\r\n\x1a\n"
 CURVES = {"fedavg": [(1000.0, 0.1), (2000.0, 0.6), (3000.0, 0.7)], "lbgm": [(100.0, 0.2), (250.0, 0.65)]}

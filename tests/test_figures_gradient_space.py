@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_lbgm.figures_gradient_space import draw_components, draw_cosines, draw_principal_cosines
+from lightning_lbgm.figures.gradient_space import draw_components, draw_cosines, draw_principal_cosines
 
 
 def test_components_are_a_line_each_beside_the_number_of_gradients_and_the_metric():

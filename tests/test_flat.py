@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_lbgm.flat import FlatParameters
+from lightning_lbgm.core.flat import FlatParameters
 
 
 def net(dtype=torch.float32):

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from lightning_lbgm import gradient_space
-from lightning_lbgm.gradient_space import GradientSpace
+from lightning_lbgm.gradient_space import space as gradient_space
+from lightning_lbgm.gradient_space.space import GradientSpace
 
 LAYOUT = [(5, 4), 7, (), (3, 1, 2)]
 BOUNDS = [0, 20, 27, 28, 34]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from lightning_lbgm import gram as grams
+from lightning_lbgm.gradient_space import gram as grams
 
 CENTERS = [None, "entries", "epochs"]
 

@@ -11,8 +11,8 @@ import torch
 from conftest import TinyModule, fit_tiny
 
 from lightning_lbgm import ConvergenceMonitor, LBGMCallback, LBGMFederated, LookBack
-from lightning_lbgm._history import Curves, ErrorMap
-from lightning_lbgm.figures import draw_lbp_errors
+from lightning_lbgm.figures.communication import draw_lbp_errors
+from lightning_lbgm.reports.history import Curves, ErrorMap
 
 
 @pytest.mark.parametrize("capacity", [4, 5, 7])

@@ -30,9 +30,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_lbgm import LBGMFederated, LookBack
-from lightning_lbgm._local_outputs import LocalOutput
 from lightning_lbgm.data import ClientFeed, Round, make_partitions, plan_from_loader
 from lightning_lbgm.data.access import BatchAccessError
+from lightning_lbgm.strategy.local_outputs import LocalOutput
 
 
 @pytest.fixture

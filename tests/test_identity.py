@@ -21,9 +21,9 @@ from lightning_lbgm import (
     TargetSavings,
     TopK,
 )
+from lightning_lbgm.compression import Encoded, Stage
 from lightning_lbgm.data import Partitioner
-from lightning_lbgm.identity import identify, is_same, show
-from lightning_lbgm.uplink import Encoded, Stage
+from lightning_lbgm.strategy.identity import identify, is_same, show
 
 IDS = [i % 4 for i in range(60)]
 

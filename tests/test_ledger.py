@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from lightning_lbgm.ledger import ClientReport, Ledger, RoundReport
-from lightning_lbgm.uplink import Decision
+from lightning_lbgm.compression import Decision
+from lightning_lbgm.reports.ledger import Ledger
+from lightning_lbgm.reports.reports import ClientReport, RoundReport
 
 NAN = math.nan
 

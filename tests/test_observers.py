@@ -21,17 +21,12 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 
-from lightning_lbgm import (
-    ConvergenceMonitor,
-    GradientSpaceCallback,
-    LBGMCallback,
-    LBGMFederated,
-    _mlflow_table,
-    _sender,
-)
-from lightning_lbgm._mlflow import _BARS
-from lightning_lbgm._outputs import is_mlflow_logger, metric_to_draw
-from lightning_lbgm._run_outputs import outputs_of
+from lightning_lbgm import ConvergenceMonitor, GradientSpaceCallback, LBGMCallback, LBGMFederated
+from lightning_lbgm.callbacks import mlflow_table as _mlflow_table
+from lightning_lbgm.callbacks import sender as _sender
+from lightning_lbgm.callbacks.mlflow_batches import _BARS
+from lightning_lbgm.callbacks.outputs import is_mlflow_logger, metric_to_draw
+from lightning_lbgm.callbacks.run_outputs import outputs_of
 
 OURS = ("comm/", "lbgm/", "fl/", "convergence/")
 

@@ -25,9 +25,9 @@ from torch.utils.data import ConcatDataset, TensorDataset
 from torchvision import datasets
 
 from lightning_lbgm import IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
-from lightning_lbgm.data.batches import bulk_reader
+from lightning_lbgm.data.bulk import bulk_reader
 from lightning_lbgm.data.labels import find_labels
-from lightning_lbgm.data.partition import make_partitions
+from lightning_lbgm.data.partitioners import make_partitions
 from recipes.paper.data import (
     CIFAR10,
     CIFAR100,

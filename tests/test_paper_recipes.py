@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lightning_lbgm import GradientSpaceCallback, LBGMFederated, LookBack
-from lightning_lbgm.uplink import Dense
+from lightning_lbgm.payloads.base import Dense
 from recipes.paper.cli import main
 from recipes.paper.coefficient_test import CoefficientTest
 from recipes.paper.experiments import AUTHORS, EXPERIMENTS, LABELS

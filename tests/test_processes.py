@@ -19,8 +19,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
 
 from lightning_lbgm import LBGMFederated
-from lightning_lbgm.data import deal
-from lightning_lbgm.processes import World
+from lightning_lbgm.simulation.placement import deal
+from lightning_lbgm.simulation.world import World
 
 HERE = Path(__file__).parent
 FITS = ("noisy", "resumed", "alone", "diana", "rare", "loaders")

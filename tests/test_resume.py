@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_lbgm import LBGMFederated, LookBack
-from lightning_lbgm._lightning_progress import between_rounds
+from lightning_lbgm._compat.loop_progress import between_rounds
 
 ROUNDS = 6
 

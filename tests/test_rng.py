@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.rng import derive_seed, generator, isolated_rng, seed_global_rng
+from lightning_lbgm.core.rng import derive_seed, generator, isolated_rng, seed_global_rng
 
 FAST = settings(deadline=None, max_examples=50)
 

@@ -10,17 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_lbgm import (
-    DIANA,
-    ErrorFeedback,
-    LayerRecycling,
-    LBGMFederated,
-    LookBack,
-    Predict,
-    TargetSavings,
-    TopK,
-    round_undo,
-)
+from lightning_lbgm import DIANA, ErrorFeedback, LayerRecycling, LBGMFederated, LookBack, Predict, TargetSavings, TopK
+from lightning_lbgm.simulation import undo as round_undo
 
 BREAKING_ROUND = 2
 

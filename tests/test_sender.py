@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from lightning_lbgm import _sender
-from lightning_lbgm._sender import Entry, Sender
+from lightning_lbgm.callbacks import sender as _sender
+from lightning_lbgm.callbacks.sender import Entry, Sender
 
 
 class Store:

@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lbgm.flat import FlatParameters
-from lightning_lbgm.server import Server
-from lightning_lbgm.uplink import Blocks, Combination, Dense, Signs, Sparse
+from lightning_lbgm.compression import Signs
+from lightning_lbgm.core.flat import FlatParameters
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.coefficients import Combination
+from lightning_lbgm.payloads.sparse import Sparse
+from lightning_lbgm.server.server import Server
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.1, betas=(0.8, 0.95), eps=1e-3)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_lbgm import LBGMFederated, LookBack, TopK
-from lightning_lbgm.describe import describe_optimizer
+from lightning_lbgm.core.describe import describe_optimizer
 
 
 def shown(fit, caplog, **settings) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lightning_lbgm._table import JsonTable, append_csv
+from lightning_lbgm.callbacks.table import JsonTable, append_csv
 
 ROWS = [{"round": t, "name": f'client "{t}"', "loss": t / 3 if t % 2 else math.nan} for t in range(6)]
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_lbgm import ErrorFeedback, LBGMFederated, LookBack, TopK
-from lightning_lbgm.ledger import Ledger
+from lightning_lbgm.reports.ledger import Ledger
 
 
 class WithLoaders(TinyModule):

@@ -243,7 +243,7 @@ def test_accumulation_by_the_twins_callback_is_refused(package, tmp_path):
 @both
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
 def test_the_twins_bar_shows_the_clients_done(package, bar, tmp_path, capsys):
-    from lightning_lbgm._lightning import ClientProgress
+    from lightning_lbgm._compat.progress_bar import ClientProgress
 
     class Reader(package.Callback):
         def on_train_batch_start(self, trainer, *args):

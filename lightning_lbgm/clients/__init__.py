@@ -1,15 +1,14 @@
 """Local training of a cohort's clients."""
 
-from lightning_lbgm.clients.capture import LogCapture
-from lightning_lbgm.clients.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
+from lightning_lbgm.clients.base import ClientTrainer, ClientUpdate, LocalResult, RoundStart
 from lightning_lbgm.clients.direct_step import direct_backward, direct_step
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
-from lightning_lbgm.clients.proof import ComesOutDifferent
 from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
-from lightning_lbgm.clients.structure import structure_of
-from lightning_lbgm.clients.trainer import ClientTrainer, ClientUpdate, LocalResult, RoundStart
 from lightning_lbgm.clients.vectorized import VectorizedTrainer, Wary
-from lightning_lbgm.clients.watch import CannotVectorize, has_backward_hooks
+from lightning_lbgm.clients.vmap.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
+from lightning_lbgm.clients.vmap.guards import CannotVectorize, has_backward_hooks
+from lightning_lbgm.clients.vmap.proof import ComesOutDifferent
+from lightning_lbgm.clients.vmap.structure import structure_of
 
 __all__ = [
     "ELEMENTWISE_OPTIMIZERS",
@@ -21,7 +20,6 @@ __all__ = [
     "ComesOutDifferent",
     "LocalResult",
     "LocalTrainer",
-    "LogCapture",
     "OptimizerStart",
     "RoundStart",
     "SequentialTrainer",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_lbgm.clients.watch import CannotVectorize
+from lightning_lbgm.clients.vmap.guards import CannotVectorize
 
 __all__ = ["OptimizerStart"]
 

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_lbgm.buffers import Buffers
-from lightning_lbgm.clients.capture import LogCapture
+from lightning_lbgm.clients.base import ClientUpdate, LocalResult, RoundStart, TurnBuffers
 from lightning_lbgm.clients.errors import add_client
+from lightning_lbgm.clients.log import RoundLog
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
-from lightning_lbgm.clients.trainer import ClientUpdate, LocalResult, RoundStart
-from lightning_lbgm.data import LocalBatch, Round
-from lightning_lbgm.flat import FlatParameters
-from lightning_lbgm.rng import derive_seed, seed_global_rng
+from lightning_lbgm.core.flat import FlatParameters
+from lightning_lbgm.core.rng import derive_seed, seed_global_rng
+from lightning_lbgm.data.feed import LocalBatch
+from lightning_lbgm.data.rounds import Round
 
 __all__ = ["LocalTrainer", "SequentialTrainer", "copy_hyperparameter"]
 
@@ -36,7 +36,7 @@ class LocalTrainer:
     """
 
     def __init__(
-        self, optimizer: Optimizer, step: LocalStep, capture: LogCapture, start: OptimizerStart | None = None
+        self, optimizer: Optimizer, step: LocalStep, capture: RoundLog, start: OptimizerStart | None = None
     ) -> None:
         self.optimizer = optimizer
         self.capture = capture
@@ -75,7 +75,7 @@ class SequentialTrainer:
         update: The vector, shape ``(M,)``.
     """
 
-    def __init__(self, trainer: LocalTrainer, flat: FlatParameters, buffers: Buffers, update: Tensor) -> None:
+    def __init__(self, trainer: LocalTrainer, flat: FlatParameters, buffers: TurnBuffers, update: Tensor) -> None:
         self.capture = trainer.capture
         self._trainer = trainer
         self.flat = flat

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_lbgm.clients.batching import shapes_of, stack
-from lightning_lbgm.clients.chunk import ChunkResult, ChunkStep, ChunkTrainer
-from lightning_lbgm.clients.proof import Proof
-from lightning_lbgm.clients.reach import ReachedState
-from lightning_lbgm.clients.remembered import CannotRestore
+from lightning_lbgm.clients.base import ClientUpdate, RoundStart
 from lightning_lbgm.clients.sequential import SequentialTrainer
-from lightning_lbgm.clients.trainer import ClientUpdate, RoundStart
-from lightning_lbgm.clients.watch import CannotVectorize, GlobalGenerators, none_escapes, refuse_kept_state
-from lightning_lbgm.data import LocalBatch, Round
-from lightning_lbgm.rng import derive_seed, seed_global_rng
+from lightning_lbgm.clients.vmap.batching import shapes_of, stack
+from lightning_lbgm.clients.vmap.chunk import ChunkResult, ChunkStep, ChunkTrainer
+from lightning_lbgm.clients.vmap.guards import CannotVectorize, GlobalGenerators, none_escapes, refuse_kept_state
+from lightning_lbgm.clients.vmap.proof import Proof
+from lightning_lbgm.clients.vmap.reach import ReachedState
+from lightning_lbgm.clients.vmap.remembered import CannotRestore
+from lightning_lbgm.core.rng import derive_seed, seed_global_rng
+from lightning_lbgm.data.feed import LocalBatch
+from lightning_lbgm.data.rounds import Round
 
 __all__ = ["VectorizedTrainer", "Wary"]
 

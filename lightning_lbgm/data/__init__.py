@@ -1,21 +1,21 @@
 """Partitioning a dataset over clients, and the rounds drawn from it."""
 
-from lightning_lbgm.data.batches import BatchPlan, bulk_reader
+from lightning_lbgm.data.batches import BatchPlan
+from lightning_lbgm.data.bulk import bulk_reader
 from lightning_lbgm.data.client_loaders import LoaderFeed
 from lightning_lbgm.data.cohort import resolve_cohort_size, sample_cohort
 from lightning_lbgm.data.collection import TrainLoaders
-from lightning_lbgm.data.deal import deal
 from lightning_lbgm.data.feed import ClientFeed, Feed, LocalBatch
 from lightning_lbgm.data.labels import find_labels
-from lightning_lbgm.data.loader import Round, RoundLoader
 from lightning_lbgm.data.natural import NaturalPartitioner
-from lightning_lbgm.data.partition import (
+from lightning_lbgm.data.partitioners import (
     DirichletPartitioner,
     IIDPartitioner,
     Partitioner,
     PathologicalPartitioner,
     make_partitions,
 )
+from lightning_lbgm.data.rounds import Round, RoundLoader
 from lightning_lbgm.data.sampling import iterates_by_itself, plan_from_loader, read_loader
 from lightning_lbgm.data.subset import SampledSubset
 
@@ -35,7 +35,6 @@ __all__ = [
     "SampledSubset",
     "TrainLoaders",
     "bulk_reader",
-    "deal",
     "find_labels",
     "iterates_by_itself",
     "make_partitions",

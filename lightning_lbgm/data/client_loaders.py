@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset
 
+from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
 from lightning_lbgm.data.feed import LocalBatch
 from lightning_lbgm.data.seeding import seed_own_generators, set_epoch
-from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 
 __all__ = ["LoaderFeed", "batch_size_of"]
 

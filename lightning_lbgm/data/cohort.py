@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_lbgm.rng import generator
+from lightning_lbgm.core.rng import generator
 
 __all__ = ["resolve_cohort_size", "sample_cohort"]
 

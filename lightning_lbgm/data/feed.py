@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from lightning_lbgm.data.ahead import LoadAhead, Request
-from lightning_lbgm.data.batches import BatchPlan, bulk_reader
+from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
+from lightning_lbgm.data.batches import BatchPlan
+from lightning_lbgm.data.bulk import bulk_reader
+from lightning_lbgm.data.prefetch import LoadAhead, Request
 from lightning_lbgm.data.subset import SampledSubset
-from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 
 __all__ = ["ClientFeed", "Feed", "LocalBatch"]
 

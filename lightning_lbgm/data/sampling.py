@@ -21,10 +21,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
 from lightning_lbgm.data.batches import BatchPlan, Draws
 from lightning_lbgm.data.seeding import seed_own_generators, set_epoch
 from lightning_lbgm.data.subset import SampledSubset
-from lightning_lbgm.rng import derive_seed, isolated_rng, seed_global_rng
 
 __all__ = ["RandomDraws", "SamplerOrder", "iterates_by_itself", "plan_from_loader", "read_loader"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from lightning_lbgm.rng import derive_seed
+from lightning_lbgm.core.rng import derive_seed
 
 __all__ = ["seed_own_generators", "set_epoch"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 
-from lightning_lbgm.figures import draw_metric_against_rounds, draw_metric_against_uplink
+from lightning_lbgm.figures.communication import draw_metric_against_rounds, draw_metric_against_uplink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_lbgm import LookBack
-from lightning_lbgm.uplink import Payload
+from lightning_lbgm.payloads.base import Payload
 
 __all__ = ["CoefficientTest"]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_lbgm.clients import LogCapture
+from lightning_lbgm.strategy.log_capture import LogCapture
 
 
 def flush(capture, **overrides):

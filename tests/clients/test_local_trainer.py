@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lbgm.clients import LocalResult, LocalTrainer, LogCapture
+from lightning_lbgm.clients import LocalResult, LocalTrainer
 from lightning_lbgm.data import LocalBatch
+from lightning_lbgm.strategy.log_capture import LogCapture
 
 
 def do_nothing(batch, index):

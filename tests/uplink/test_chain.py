@@ -5,28 +5,27 @@ import torch
 from conftest import flat_params
 
 from lightning_lbgm import LBGMFederated
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     DIANA,
     NO_CONTEXT,
     QSGD,
     Chain,
-    ClientEnd,
-    Coefficients,
     Context,
     Decision,
-    Dense,
     Encoded,
     ErrorFeedback,
     LayerRecycling,
     LookBack,
     PowerSGD,
     Predict,
-    ServerEnd,
     SignSGD,
     Stage,
     TopK,
     as_chain,
 )
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.protocol.endpoints import ClientEnd, ServerEnd
 
 UPDATE = torch.tensor([4.0, -3.0, 0.5, 1.0])
 

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import Dense, Signs, SignSGD, Sparse, TopK
+from lightning_lbgm.compression import Signs, SignSGD, TopK
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.sparse import Sparse
 
 FAST = settings(deadline=None, max_examples=50)
 seeds = st.integers(0, 2**32 - 1)

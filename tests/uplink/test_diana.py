@@ -9,23 +9,23 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lbgm import LBGMFederated
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
     DIANA,
     QSGD,
-    Coefficients,
     Context,
-    Dense,
     ErrorFeedback,
-    Layout,
     LookBack,
-    Message,
     PowerSGD,
     RandK,
     SignSGD,
     TopK,
     as_chain,
 )
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.protocol.message import Message
 
 seeds = st.integers(0, 2**32 - 1)
 rates = st.sampled_from([0.05, 0.3, 0.5, 1.0])

@@ -11,33 +11,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
     DIANA,
     QSGD,
-    Blocks,
     Cast,
-    ClientEnd,
-    Coefficients,
     Context,
-    Dense,
     ErrorFeedback,
-    Layout,
     LookBack,
-    LowRank,
-    Message,
-    MessageError,
     PowerSGD,
     Predict,
     RandK,
     RandomSparse,
-    Rejection,
-    ServerEnd,
     SignSGD,
-    Sparse,
     TopK,
     as_chain,
 )
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.payloads.low_rank import LowRank
+from lightning_lbgm.payloads.sparse import Sparse
+from lightning_lbgm.protocol.endpoints import ClientEnd, Rejection, ServerEnd
+from lightning_lbgm.protocol.message import Message, MessageError
 
 seeds = st.integers(0, 2**32 - 1)
 LAYOUT = Layout([(6, 5), (4,), ()])

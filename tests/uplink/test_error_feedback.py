@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import Coefficients, Dense, ErrorFeedback, LookBack, Payload, SignSGD, TopK
+from lightning_lbgm.compression import ErrorFeedback, LookBack, SignSGD, TopK
+from lightning_lbgm.payloads.base import Dense, Payload
+from lightning_lbgm.payloads.coefficients import Coefficients
 
 WRAPPED = {
     "topk": lambda: TopK(0.2),

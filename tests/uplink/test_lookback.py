@@ -8,18 +8,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import (
-    Blocks,
-    Coefficients,
-    Dense,
-    LookBack,
-    Payload,
-    Signs,
-    SignSGD,
-    Sparse,
-    TopK,
-    lbp_error,
-)
+from lightning_lbgm.compression import LookBack, Signs, SignSGD, TopK, lbp_error
+from lightning_lbgm.payloads.base import Dense, Payload
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.payloads.sparse import Sparse
 
 FAST = settings(deadline=None, max_examples=50)
 seeds = st.integers(0, 2**32 - 1)

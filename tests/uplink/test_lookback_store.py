@@ -8,20 +8,12 @@ import pytest
 import torch
 from conftest import Recorder, fit_tiny
 
-from lightning_lbgm import (
-    ATOMO,
-    DIANA,
-    Cast,
-    ErrorFeedback,
-    LBGMFederated,
-    LookBack,
-    RandK,
-    SignSGD,
-    TopK,
-)
-from lightning_lbgm.uplink import Chain, ClientEnd, Context, Dense, Rejection, ServerEnd, Stage
-from lightning_lbgm.uplink.capacity import LeastRecentlyUsed
-from lightning_lbgm.uplink.cast import Rounded
+from lightning_lbgm import ATOMO, DIANA, Cast, ErrorFeedback, LBGMFederated, LookBack, RandK, SignSGD, TopK
+from lightning_lbgm.compression import Chain, Context, Stage
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.rounded import Rounded
+from lightning_lbgm.protocol.endpoints import ClientEnd, Rejection, ServerEnd
+from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 
 
 def vector(seed: int, size: int = 12) -> torch.Tensor:

@@ -8,24 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
     QSGD,
-    Blocks,
     Cast,
     Context,
-    Dense,
     ErrorFeedback,
     LookBack,
-    LowRank,
     PowerSGD,
     RandK,
     SignSGD,
     TopK,
     as_chain,
 )
-from lightning_lbgm.uplink.atomo import keep_probabilities
-from lightning_lbgm.uplink.layout import matrix_shape
+from lightning_lbgm.compression.methods.atomo import keep_probabilities
+from lightning_lbgm.core.layout import matrix_shape
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.low_rank import LowRank
 
 seeds = st.integers(0, 2**32 - 1)
 # Tall, a vector, a kernel that is wide as a matrix (4, 12), a scalar, and a matrix that factors would not make smaller.

@@ -21,7 +21,8 @@ from lightning_lbgm import (
     TargetSavings,
     TopK,
 )
-from lightning_lbgm.uplink import HEADER_BYTES, Message, Stage, as_chain
+from lightning_lbgm.compression import Stage, as_chain
+from lightning_lbgm.protocol.message import HEADER_BYTES, Message
 
 
 class OverTheWire(Stage):

@@ -14,27 +14,25 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_lbgm import LBGMCallback, LBGMFederated
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
     QSGD,
-    Coefficients,
     Context,
-    Dense,
     ErrorFeedback,
-    Layout,
     LookBack,
-    Message,
-    MessageError,
-    Payload,
     PowerSGD,
     Predict,
     Predicted,
     SignSGD,
-    Sparse,
     TopK,
     as_chain,
 )
-from lightning_lbgm.uplink.wire import Reader
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense, Payload
+from lightning_lbgm.payloads.codec import Reader
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.payloads.sparse import Sparse
+from lightning_lbgm.protocol.message import Message, MessageError
 
 seeds = st.integers(0, 2**32 - 1)
 LAYOUT = Layout([(4, 5), 6, (3, 2, 2, 2), ()])

@@ -8,24 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
     QSGD,
-    Blocks,
     Cast,
-    Coefficients,
     Context,
-    Dense,
     ErrorFeedback,
     LookBack,
     PowerSGD,
     Quantized,
     RandK,
     Rounded,
-    Sparse,
     TopK,
     as_chain,
 )
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.payloads.sparse import Sparse
 
 seeds = st.integers(0, 2**32 - 1)
 FORMATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

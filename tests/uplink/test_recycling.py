@@ -10,22 +10,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_lbgm import LBGMFederated
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     NO_CONTEXT,
-    Blocks,
     Context,
-    Dense,
     ErrorFeedback,
     LayerRecycling,
-    Layout,
-    Message,
-    MessageError,
     Omitted,
     RoundResult,
-    Sparse,
     TopK,
     as_chain,
 )
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.sparse import Sparse
+from lightning_lbgm.protocol.message import Message, MessageError
 
 LAYOUT = Layout([2, (1, 3), 1])
 

@@ -11,19 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_lbgm import LBGMFederated
-from lightning_lbgm.uplink import (
-    Blocks,
-    Coefficients,
-    Dense,
-    ErrorFeedback,
-    Layout,
-    LookBack,
-    Message,
-    MessageError,
-    TopK,
-    as_chain,
-)
-from lightning_lbgm.uplink.rows import RowCombination
+from lightning_lbgm.compression import ErrorFeedback, LookBack, TopK, as_chain
+from lightning_lbgm.compression.row_span import RowCombination
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.protocol.message import Message, MessageError
 
 seeds = st.integers(0, 2**32 - 1)
 

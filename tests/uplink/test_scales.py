@@ -9,21 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_two_ends import LAYOUT, SIZE, UPLINKS, updates
 
-from lightning_lbgm.uplink import (
-    Cast,
-    Context,
-    Dense,
-    LookBack,
-    LowRank,
-    Message,
-    MessageError,
-    RandK,
-    Rounded,
-    RoundResult,
-    Scaled,
-    SignSGD,
-    as_chain,
-)
+from lightning_lbgm.compression import Cast, Context, LookBack, RandK, Rounded, RoundResult, SignSGD, as_chain
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.low_rank import LowRank
+from lightning_lbgm.payloads.scaled import Scaled
+from lightning_lbgm.protocol.message import Message, MessageError
 
 seeds = st.integers(0, 2**32 - 1)
 # Powers of four, whose square roots are exact: 2^100 is 1.3e30.

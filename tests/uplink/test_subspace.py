@@ -8,25 +8,24 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
     QSGD,
-    Blocks,
     Cast,
-    Coefficients,
     Context,
-    Dense,
-    Layout,
     LookBack,
-    Payload,
     Quantized,
     SignSGD,
-    Sparse,
     TopK,
     as_chain,
     lbp_error,
 )
-from lightning_lbgm.uplink.subspace import Span, new_basis, project
+from lightning_lbgm.compression.span import Span, new_basis, project
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense, Payload
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.payloads.sparse import Sparse
 
 FAST = settings(deadline=None, max_examples=50)
 seeds = st.integers(0, 2**32 - 1)

@@ -8,19 +8,19 @@ import torch
 from conftest import Recorder
 
 from lightning_lbgm import LBGMFederated
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     NO_CONTEXT,
     Context,
     Decision,
-    Dense,
     ErrorFeedback,
-    Layout,
     LookBack,
     RoundResult,
     TargetSavings,
     TopK,
     as_chain,
 )
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense
 
 LAYOUT = Layout([(12, 10), 60, (8, 5)])
 SIZE = 220

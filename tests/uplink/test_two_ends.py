@@ -8,20 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
     DIANA,
-    HEADER_BYTES,
     QSGD,
     Cast,
     Context,
-    Dense,
     ErrorFeedback,
     LayerRecycling,
-    Layout,
     LookBack,
-    LowRank,
-    Message,
     PowerSGD,
     Predict,
     RandK,
@@ -31,6 +26,10 @@ from lightning_lbgm.uplink import (
     TopK,
     as_chain,
 )
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.low_rank import LowRank
+from lightning_lbgm.protocol.message import HEADER_BYTES, Message
 
 # 37 entries: no whole number of bytes of signs. Rank 1 makes factors of the first tensor, 10 for 21 numbers, and of the
 # last one, taken as (2, 6), 8 for 12.

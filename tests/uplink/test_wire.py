@@ -12,24 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.uplink import (
+from lightning_lbgm.compression import (
     ATOMO,
-    HEADER_BYTES,
     QSGD,
-    Blocks,
     Cast,
-    Coefficients,
-    Combination,
     Context,
-    Dense,
     LayerRecycling,
-    Layout,
     LookBack,
-    LowRank,
-    Message,
-    MessageError,
     Omitted,
-    Payload,
     PowerSGD,
     Quantized,
     RandK,
@@ -37,11 +27,12 @@ from lightning_lbgm.uplink import (
     Rounded,
     Signs,
     SignSGD,
-    Sparse,
     TopK,
     as_chain,
 )
-from lightning_lbgm.uplink.bits import (
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.payloads.base import Dense, Payload
+from lightning_lbgm.payloads.bits import (
     GapCode,
     choose_gap_code,
     count_bits,
@@ -52,6 +43,11 @@ from lightning_lbgm.uplink.bits import (
     unpack_bits,
     unpack_integers,
 )
+from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.coefficients import Coefficients, Combination
+from lightning_lbgm.payloads.low_rank import LowRank
+from lightning_lbgm.payloads.sparse import Sparse
+from lightning_lbgm.protocol.message import HEADER_BYTES, Message, MessageError
 
 seeds = st.integers(0, 2**32 - 1)
 SHAPES = [(4, 6), (5,), (3, 2, 2, 2), (), (2, 9)]

@@ -1,0 +1,1 @@
+"""Lightning's private names and its twin package, and nothing else."""

@@ -1,0 +1,1 @@
+"""Callbacks: metrics, tables and figures of a federation, in every logger."""

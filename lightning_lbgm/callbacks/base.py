@@ -1,0 +1,70 @@
+"""Base of the callbacks: the protocol of a federated strategy, and checks that a Trainer has one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_lbgm._compat.twin import is_a
+from lightning_lbgm.compression.chain import Chain
+from lightning_lbgm.reports.ledger import Ledger
+from lightning_lbgm.reports.reports import RoundReport
+
+__all__ = ["FederatedStrategy", "check_centralized", "check_federated", "strategy_of"]
+
+
+@runtime_checkable
+class FederatedStrategy(Protocol):
+    """What callbacks ask of the strategy.
+
+    Attributes:
+        uplink: The stages.
+        last_report: Of the last round; None before the first.
+        measure_errors: Set by a callback's ``setup`` if the error of compression is to be measured in this fit.
+    """
+
+    uplink: Chain
+    last_report: RoundReport | None
+    measure_errors: bool
+
+    @property
+    def ledger(self) -> Ledger:
+        """The account of bits sent so far."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the resolved settings as plain values, for loggers."""
+
+
+def strategy_of(trainer: pl.Trainer) -> FederatedStrategy:
+    """Return a Trainer's strategy, which ``check_federated`` has seen."""
+    strategy: Any = trainer.strategy
+    assert isinstance(strategy, FederatedStrategy)
+    return strategy
+
+
+def check_federated(callback: Callback, trainer: pl.Trainer) -> None:
+    """Refuse a callback of a federation in a Trainer that has none."""
+    if not isinstance(trainer.strategy, FederatedStrategy):
+        raise MisconfigurationException(
+            f"`{type(callback).__name__}` reports on a federation, but the Trainer's strategy is"
+            f" {type(trainer.strategy).__name__}. Use `Trainer(strategy=LBGMFederated(...))`, or drop the callback."
+        )
+
+
+def check_centralized(trainer: pl.Trainer) -> None:
+    """Refuse a federation, and strategies that shard gradients, to ``GradientSpaceCallback``."""
+    if isinstance(trainer.strategy, FederatedStrategy):
+        raise MisconfigurationException(
+            "`GradientSpaceCallback` analyses the gradients of centralized training, and in a federation there are"
+            " only the clients' own. Use it without `strategy=LBGMFederated(...)`; there `LBGMCallback` draws the"
+            " LBP errors of each client."
+        )
+    if is_a(trainer.strategy, FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy):
+        raise MisconfigurationException(
+            f"`GradientSpaceCallback` needs whole gradients, but {type(trainer.strategy).__name__} shards them. Use"
+            " `Trainer(strategy='ddp')` or one device, or drop the callback."
+        )

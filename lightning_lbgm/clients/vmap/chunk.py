@@ -1,0 +1,252 @@
+"""Local training of several clients at once: their parameters are stacked, ``torch.func.vmap`` runs the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_lbgm.clients.base import ClientUpdate, LocalResult, TurnBuffers
+from lightning_lbgm.clients.log import ChunkLog
+from lightning_lbgm.clients.optimizer_start import OptimizerStart
+from lightning_lbgm.clients.sequential import copy_hyperparameter
+from lightning_lbgm.clients.vmap.batching import SplitBatch
+from lightning_lbgm.clients.vmap.guards import CannotVectorize, no_metric_updates
+from lightning_lbgm.clients.vmap.step_module import StepModule
+from lightning_lbgm.core.flat import FlatParameters
+
+__all__ = ["ELEMENTWISE_OPTIMIZERS", "ChunkResult", "ChunkStep", "ChunkTrainer"]
+
+ELEMENTWISE_OPTIMIZERS: tuple[type[Optimizer], ...] = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adadelta,
+)
+"""Optimizers that treat every number alike, so that stacked clients are stepped as they would be one by one."""
+
+_PREFIX = "module."
+_MAX_CACHED_CHUNK_SIZES = 2  # whole chunks, and the last one of a cohort
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """What a local step does, of one round.
+
+    Attributes:
+        loss: Called as ``loss(batch, local step index)`` with one client's batch; returns a loss of one element, or
+            None to skip the step.
+        optimizer: The client optimizer: its class and its hyperparameters as they are now are used.
+        start: Its starting state.
+        transfer: Applied to a stacked batch, where given.
+        clip_value: Bound of the gradients of a client, where given.
+        clip_algorithm: Whether their joint L2 norm or each value is bounded.
+    """
+
+    loss: Callable[[Any, int], Tensor | None]
+    optimizer: Optimizer
+    start: OptimizerStart
+    transfer: Callable[[Any], Any] | None = None
+    clip_value: float | None = None
+    clip_algorithm: Literal["norm", "value"] = "norm"
+
+
+@dataclass
+class ChunkResult:
+    """What a chunk of C clients amounts to; valid until the next chunk is trained.
+
+    Attributes:
+        local: Steps and examples of each client; ``loss_sum`` has shape ``(C,)``.
+        params: The clients' parameters in the layout's order, each of shape ``(C, *shape)``.
+        buffers: The clients' buffers by name, each of shape ``(C, ...)``.
+        log: What they logged.
+    """
+
+    params: list[Tensor]
+    buffers: dict[str, Tensor]
+    log: ChunkLog
+    local: LocalResult = field(default_factory=LocalResult)
+
+
+class ChunkTrainer:
+    """Make the local steps of C clients at once.
+
+    Each parameter becomes a leaf of shape ``(C, *shape)``. The step is vmapped over its first dimension, and one
+    backward pass through the sum of the losses gives every client its own gradient, since a client's loss depends on
+    its own slice alone. That needs no gradient transform inside the vmap, and so less overhead.
+
+    Args:
+        module: The module; its own parameters and buffers are read, not written, unless the step does so.
+        flat: Its trainable parameters.
+        buffers: Its buffers.
+        update: The vector that a client's update is written to, shape ``(M,)``.
+    """
+
+    def __init__(self, module: nn.Module, flat: FlatParameters, buffers: TurnBuffers, update: Tensor) -> None:
+        self.module = module
+        self._flat = flat
+        self._buffers = buffers
+        self._call = StepModule(module)
+        self._vmapped = {
+            alike: torch.func.vmap(self._functional, randomness="same" if alike else "different")
+            for alike in (False, True)
+        }
+        self._names = [_PREFIX + name for name in flat.names]
+        self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
+        self._update = update
+        self._params: dict[int, list[Tensor]] = {}
+        # Linear layers make the gradients of stacked weights transposed; weights of the same memory layout save a
+        # transposition a step. It is fixed beforehand, for it shows in the rounding.
+        linear = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+        self._orders = [(0, 2, 1) if id(parameter) in linear else None for parameter in flat.parameters]
+        self._positions = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
+
+    def train(
+        self,
+        step: ChunkStep,
+        batches: Iterable[SplitBatch],
+        own_buffers: Sequence[dict[str, Tensor] | None],
+        server_params: Tensor,
+        argument_names: Sequence[str],
+        check: bool = False,
+        draw_alike: bool = False,
+    ) -> ChunkResult:
+        """Train a chunk from the global parameters with a fresh optimizer.
+
+        Args:
+            step: The local step.
+            batches: The stacked batch of each local step.
+            own_buffers: For each client the buffers that it has kept for itself, or None.
+            server_params: Global parameters, shape ``(M,)``.
+            argument_names: The arguments of ``self.log`` after name and value, in order.
+            check: Whether to look for gradients that reach the module's own parameters.
+            draw_alike: Whether all clients see the same random numbers, those that each would see alone.
+
+        Raises:
+            CannotVectorize: If the step does what cannot be vmapped. Other errors of the step are raised as they come.
+        """
+        with no_metric_updates(self.module):
+            params = self._load(server_params, len(own_buffers))
+            optimizer = self._make_optimizer(step, params)
+            result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
+            self._call.argument_names = argument_names
+            for index, batch in enumerate(batches):
+                tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
+                self._call.begin(step.loss, batch, index)
+                vmapped = self._vmapped[draw_alike]
+                losses, logged, new_buffers = vmapped(params, list(result.buffers.values()), tensors)
+                if len(new_buffers) != len(result.buffers):
+                    raise CannotVectorize("`training_step` registers or removes a buffer")
+                result.log.take(self._call.calls, logged, batch.size)
+                result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
+                if losses:
+                    self._differentiate(losses[0].sum(), params, check and index == 0)
+                    if step.clip_value:
+                        _clip(params, step.clip_value, step.clip_algorithm)
+                    optimizer.step()
+                result.local.add(losses[0] if losses else None, batch.size)
+        return result
+
+    @torch.no_grad()
+    def update_of(self, result: ChunkResult, position: int, client_id: int, server_params: Tensor) -> ClientUpdate:
+        """Return the update of the client at ``position`` of a chunk, in a vector that the next call reuses."""
+        views = self._flat.views(self._update)
+        for server, stacked, view in zip(self._flat.views(server_params), result.params, views):
+            view.copy_(stacked[position])  # faster at transposing than other operations
+            torch.sub(server, view, out=view)
+        loss_sum = None if result.local.loss_sum is None else result.local.loss_sum[position]
+        local = replace(result.local, loss_sum=loss_sum)
+        changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
+        return ClientUpdate(client_id, local, self._update, changed)
+
+    def _functional(
+        self, params: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        # Lists, for vmap takes nested arguments apart at each call, and dicts at a price.
+        named = {**dict(zip(self._names, params)), **dict(zip(self._buffer_names, buffers))}
+        return torch.func.functional_call(self._call, named, (tensors,))
+
+    def _differentiate(self, loss: Tensor, params: list[Tensor], check: bool) -> None:
+        """Set the gradients as they come: accumulating them would copy those whose memory layout is another."""
+        own = self._flat.parameters if check else []
+        gradients = torch.autograd.grad(loss, [*params, *own], allow_unused=True)
+        if any(gradient is not None for gradient in gradients[len(params) :]):
+            raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
+        for parameter, gradient in zip(params, gradients):
+            parameter.grad = gradient
+
+    @torch.no_grad()
+    def _load(self, server_params: Tensor, num_clients: int) -> list[Tensor]:
+        params = self._params.get(num_clients)
+        if params is None:
+            if len(self._params) >= _MAX_CACHED_CHUNK_SIZES:
+                self._params.clear()
+            params = self._params[num_clients] = [
+                _empty((num_clients, *p.shape), order, p).requires_grad_()
+                for p, order in zip(self._flat.parameters, self._orders)
+            ]
+        for stacked, server in zip(params, self._flat.views(server_params)):
+            stacked[0].copy_(server)  # which may transpose; the others then have the same layout
+            stacked[1:].copy_(stacked[:1])
+            stacked.grad = None
+        return params
+
+    def _stack_buffers(self, own: Sequence[dict[str, Tensor] | None]) -> dict[str, Tensor]:
+        starts = []
+        for buffers in own:
+            start = self._buffers.start(buffers)
+            if start is None:
+                raise CannotVectorize("clients keep tensors of their own that the global model does not have")
+            starts.append(start)
+        return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+
+    def _make_optimizer(self, step: ChunkStep, params: list[Tensor]) -> Optimizer:
+        """Make a fresh optimizer of the same class and hyperparameters on the stacked parameters."""
+        groups, like = [], step.optimizer
+        for group in like.param_groups:
+            # Parameters outside the federation are frozen: they have no gradient, so no step would change them.
+            positions = [self._positions[id(p)] for p in group["params"] if id(p) in self._positions]
+            settings = {
+                name: copy_hyperparameter(value)
+                for name, value in group.items()
+                if name not in ("params", "param_names")
+            }
+            groups.append({**settings, "params": [params[i] for i in positions]})
+        optimizer = type(like)(groups)  # type: ignore[call-arg]
+        stacked = {id(parameter): params[i] for i, parameter in enumerate(self._flat.parameters)}
+        step.start.stack(optimizer, lambda parameter: stacked.get(id(parameter)), len(params[0]))
+        return optimizer
+
+
+@torch.no_grad()
+def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
+    """Clip each client's gradients as ``clip_grad_norm_`` and ``clip_grad_value_`` would.
+
+    Not in place: autograd may give two parameters one tensor for their gradients.
+    """
+    clipped = [p for p in params if p.grad is not None]
+    gradients = [p.grad for p in clipped if p.grad is not None]
+    if algorithm == "value":
+        for parameter, gradient in zip(clipped, gradients):
+            parameter.grad = gradient.clamp(-bound, bound)
+        return
+    norms = torch.stack([torch.linalg.vector_norm(g.unsqueeze(-1), dim=tuple(range(1, g.ndim + 1))) for g in gradients])
+    factors = (bound / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp_(max=1.0)
+    for parameter, gradient in zip(clipped, gradients):
+        parameter.grad = gradient * factors.view(-1, *[1] * (gradient.ndim - 1))
+
+
+def _empty(shape: tuple[int, ...], order: tuple[int, ...] | None, like: Tensor) -> Tensor:
+    """Allocate a tensor with its dimensions in the given order in memory."""
+    order = order or tuple(range(len(shape)))
+    flat = torch.empty([shape[dim] for dim in order], dtype=like.dtype, device=like.device)
+    return flat.permute([order.index(dim) for dim in range(len(shape))])

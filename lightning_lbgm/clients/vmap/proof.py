@@ -1,0 +1,120 @@
+"""Proof by example that a chunk was trained right: some of its clients are trained alone too, and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lightning_lbgm.clients.base import ClientUpdate, RoundStart
+from lightning_lbgm.clients.sequential import SequentialTrainer
+from lightning_lbgm.clients.vmap.chunk import ChunkResult, ChunkTrainer
+from lightning_lbgm.clients.vmap.comparison import Turn, find_difference, nudge
+from lightning_lbgm.clients.vmap.guards import CannotVectorize, refuse_kept_state
+from lightning_lbgm.clients.vmap.reach import ReachedState
+from lightning_lbgm.data.feed import LocalBatch
+
+__all__ = ["ComesOutDifferent", "Proof"]
+
+_Client = tuple[int, list[LocalBatch]]
+
+
+class ComesOutDifferent(CannotVectorize):
+    """A client trained at once differs from the same client trained alone; the message says in what."""
+
+
+class Proof:
+    """Compare clients of a chunk with the same clients trained alone.
+
+    Args:
+        sequential: Trains a client alone.
+        chunks: Has trained the chunk.
+        start: What the clients started from.
+        round_index: The round.
+        reached: The state of the module and what it reaches, which training alone may not change either.
+    """
+
+    def __init__(
+        self,
+        sequential: SequentialTrainer,
+        chunks: ChunkTrainer,
+        start: RoundStart,
+        round_index: int,
+        reached: ReachedState,
+    ) -> None:
+        self._sequential = sequential
+        self._chunks = chunks
+        self._start = start
+        self._round_index = round_index
+        self._reached = reached
+
+    def compare(self, result: ChunkResult, chunk: Sequence[_Client], num_clients: int, seed: int | None = None) -> None:
+        """Compare some clients of the chunk, the last one among them.
+
+        Args:
+            result: What the chunk came to.
+            chunk: Its clients and their batches.
+            num_clients: How many are compared, spread over the chunk.
+            seed: Seed of what each client draws alone. None: its own.
+
+        Raises:
+            ComesOutDifferent: If one differs by more than rounding.
+            CannotVectorize: If one changes state that lasts.
+        """
+        flat, capture = self._sequential.flat, self._sequential.capture
+        count = min(num_clients, len(chunk))
+        for number in range(1, count + 1):
+            position = number * len(chunk) // count - 1
+            client_id, batches = chunk[position]
+            capture.replay(result.log, position)
+            at_once = self._turn(self._chunks.update_of(result, position, client_id, self._start.server_params))
+            alone = self._alone(client_id, batches, self._start, seed)
+            nudged = replace(self._start, server_params=nudge(self._start.server_params))
+            difference = find_difference(
+                at_once,
+                alone,
+                flat.names,
+                flat.views(self._start.server_params),
+                lambda start=nudged, k=client_id, drawn=batches: self._alone(k, drawn, start, seed),  # type: ignore[misc]
+            )
+            if difference is not None:
+                raise ComesOutDifferent(
+                    f"trained at once and alone, client {client_id} comes out different: {difference}"
+                )
+
+    def _alone(self, client_id: int, batches: Sequence[LocalBatch], start: RoundStart, seed: int | None) -> Turn:
+        # Copies: a step may write to its batch.
+        copies = [LocalBatch(tree_map(_copy, data), size) for data, size in batches]
+        try:
+            turn = self._turn(self._sequential.train_client(self._round_index, client_id, copies, start, seed))
+            alone_changes = self._sequential.changed_in_module(frozen_only=True)
+        finally:
+            kept = self._reached.restore()
+            self._sequential.load(self._start)
+        refuse_kept_state(kept or alone_changes)
+        return turn
+
+    def _turn(self, update: ClientUpdate) -> Turn:
+        """Copy what a client came to, and what it logged."""
+        logged: dict[str, tuple[Any, float]] = {}
+        for name, entry in self._sequential.capture.take().items():
+            reduced = entry.reduced()
+            value = entry.last if reduced is None else reduced
+            logged[name] = (math.nan if value is None else value, float(entry.weight))
+        local = update.local
+        loss = float(local.loss_sum) / local.num_examples if local.loss_sum is not None else math.nan
+        return Turn(
+            update=[view.clone() for view in self._sequential.flat.views(update.update)],
+            buffers={name: buffer.clone() for name, buffer in update.buffers.items()},
+            logged=logged,
+            loss=loss,
+            counts=(local.num_steps, local.num_examples),
+        )
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,153 @@
+"""Prediction from the client's past: send what the look-back subspace does not foretell."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.compression.chain import inner_chain
+from lightning_lbgm.compression.row_span import RowSpan
+from lightning_lbgm.compression.span import Span, new_basis, payloads
+from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
+from lightning_lbgm.core.layout import Layout, LayoutLike
+from lightning_lbgm.core.validation import check_count
+from lightning_lbgm.payloads.base import Dense, Payload
+from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
+
+__all__ = ["Predict", "Predicted"]
+
+
+class Predicted(Payload):
+    """Coefficients of past updates, and a correction: the number of coefficients, them, the correction's kind and body.
+
+    Args:
+        coefficients: Shape ``(r,)``, in the update's dtype; empty where there is no past.
+        correction: What is added to the prediction.
+        layout: The parameter tensors.
+    """
+
+    fields = ("coefficients", "correction")
+    code = 11
+
+    def __init__(self, coefficients: Tensor, correction: Payload, layout: LayoutLike) -> None:
+        super().__init__(layout)
+        self.coefficients = coefficients
+        self.correction = correction
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.coefficients.dtype
+
+    def relabel(self, layout: Layout) -> None:
+        super().relabel(layout)
+        self.correction.relabel(layout)
+
+    def dense(self) -> Tensor:
+        raise TypeError("A predicted update decodes only beside the past ones: call the stage's `decode`.")
+
+    @property
+    def num_bits(self) -> int:
+        count = self.coefficients.numel()
+        return 8 * (varint_size(count) + self.coefficients.nbytes + 1) + self.correction.num_bits
+
+    def write(self, out: Writer) -> None:
+        out.varint(self.coefficients.numel())
+        out.tensor(self.coefficients)
+        self.correction.write_inside(out)
+
+    @classmethod
+    def read(cls, data: Reader, size: int) -> Payload:
+        coefficients = data.tensor(data.varint())
+        return cls(coefficients, Payload.read_inside(data, size), (size,))
+
+
+class Predict(Stage):
+    """Predict the update by its projection on the client's last ones, and send the remainder compressed.
+
+    Both ends keep the last r updates as the server reconstructed them. For a new update ``g`` the coefficients of its
+    projection ``P g`` on their span are sent, and ``correction`` of ``g - P g``; the server adds the two up, and the
+    sum joins the span. Nothing ever goes in full. Wrap it in ``ErrorFeedback``.
+
+    Args:
+        rank: r, vectors kept at each end.
+        correction: Stage, or list of stages, for the remainder, such as ``TopK(0.03)``.
+        rowwise: Whether each row of a parameter matrix has coefficients of its own, as in ``LookBack``.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``rank`` is not positive.
+
+    Examples:
+        >>> from lightning_lbgm import TopK
+        >>> stage = Predict(rank=1, correction=TopK(0.5))
+        >>> state = stage.init()
+        >>> stage.reconstruct(stage.encode(Dense(torch.tensor([2.0, 1.0])), state).payload, state).dense().tolist()
+        [2.0, 0.0]
+        >>> stage.reconstruct(stage.encode(Dense(torch.tensor([3.0, 1.0])), state).payload, state).dense().tolist()
+        [3.0, 1.0]
+    """
+
+    terminal = True
+    _shown_if_set = ("rowwise",)
+
+    def __init__(self, rank: int, correction: Stage | list[Stage], rowwise: bool = False) -> None:
+        self.rank = check_count("Predict", "rank", rank)
+        self.correction = inner_chain("Predict", "correction", correction)
+        self.rowwise = bool(rowwise)
+        self._span = RowSpan() if rowwise else Span()
+
+    def init(self) -> State:
+        """Make the state of a client without a past."""
+        return {"basis": new_basis(), "correction": self.correction.init()}
+
+    def init_shared(self) -> State:
+        return self.correction.init_shared()
+
+    def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
+        basis = state["basis"]
+        has_past, is_zero = bool(basis["payloads"]), update.is_zero()
+        error, found = 0.0 if has_past and is_zero else 1.0, list[float]()
+        if has_past and not is_zero:
+            error, found = self._span.fit(basis, self._span.dots(basis, update), update)
+        if not found and has_past:
+            error, found = 0.0 if is_zero else 1.0, [0.0] * self._span.count(basis, update.layout)
+        coefficients = torch.tensor(found, dtype=update.dtype, device=update.device)
+        reads = bool(found)
+        remainder = update.dense().clone()
+        if reads:
+            self._span.combination(basis, coefficients, update.layout).add_to(remainder, -1.0)
+        step = self.correction.encode(Dense(remainder, update.layout), state["correction"], context)
+        payload = Predicted(coefficients, step.payload, update.layout)
+        correction = self.correction.reconstruct(step.payload, state["correction"], context)
+        self._remember(coefficients, correction, state)
+        return Encoded(payload, Decision((), (error,), ()), reads=reads, writes=True)
+
+    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        return payloads(state["basis"], payload.layout)[-1]
+
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        wanted = self._span.count(state["basis"], payload.layout) if state["basis"]["payloads"] else 0
+        if not isinstance(payload, Predicted) or payload.coefficients.numel() != wanted:
+            raise MessageError(f"The message does not have the {wanted} coefficients of a prediction.")
+        correction = self.correction.decode(payload.correction, state["correction"], context)
+        self._remember(payload.coefficients, correction, state)
+        return self.reconstruct(payload, state)
+
+    def forget(self, state: State) -> None:
+        state["basis"] = new_basis()
+        self.correction.forget(state["correction"])
+
+    def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
+        self.correction.end_round(shared, result, context)
+
+    def _remember(self, coefficients: Tensor, correction: Payload, state: State) -> None:
+        """Add prediction and correction up, and let the sum join the span."""
+        basis, layout = state["basis"], correction.layout
+        if coefficients.numel():
+            total = self._span.combination(basis, coefficients, layout).dense()
+            correction.add_to(total)
+        else:
+            total = correction.dense()
+        reconstructed = Dense(total, layout)
+        products = self._span.dots(basis, reconstructed) if basis["payloads"] else None
+        self._span.append(basis, reconstructed, products, self.rank)

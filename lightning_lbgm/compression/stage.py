@@ -1,0 +1,138 @@
+"""Stage: the contract of one step that encodes an update and decodes it."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lightning_lbgm.compression.context import NO_CONTEXT, Context, Decision, RoundResult, State
+from lightning_lbgm.core.describe import describe
+from lightning_lbgm.payloads.base import Payload
+
+__all__ = ["NO_CONTEXT", "Context", "Decision", "Encoded", "RoundResult", "Stage", "State"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A stage's result. It unpacks into payload and decision.
+
+    Attributes:
+        payload: What to send.
+        decision: What was decided on the way, None where nothing was tested.
+        reads: Whether the payload decodes only beside what the server remembers of the client.
+        writes: Whether the server is to remember something of it.
+    """
+
+    payload: Payload
+    decision: Decision | None = None
+    reads: bool = False
+    writes: bool = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield payload and decision: ``payload, decision = stage.encode(update, state)``."""
+        return iter((self.payload, self.decision))
+
+
+class Stage(ABC):
+    """One step of the uplink: encodes on the client, decodes on the server.
+
+    A stage object holds settings only. What it remembers about a client is in a ``State`` made by ``init``,
+    one at each end, and is passed in at each call; the client's is advanced by ``encode``, the server's by
+    ``decode``, in place. What the server keeps for all clients together, and tells them with the global parameters, is
+    in another one, made by ``init_shared`` and advanced by ``end_round``. A compressor needs ``encode`` alone, for its
+    payload decodes itself.
+
+    Attributes:
+        terminal: Whether the stage must be the last of its chain.
+        uses_mean: Whether it decodes to what the server has aggregated; then no stage before it may have to decode.
+        store: Where the clients' states are to be kept: ``"memory"``, or a directory.
+        capacity: How many clients' states both ends are to remember; None: all.
+    """
+
+    terminal = False
+    uses_mean = False
+    store = "memory"
+    capacity: int | None = None
+    _shown_if_set: ClassVar[tuple[str, ...]] = ()  # arguments that the representation leaves out at their default
+
+    def init(self) -> State:
+        """Make the state of a client that has sent nothing yet."""
+        return {}
+
+    def init_shared(self) -> State:
+        """Make the state that concerns all clients, before the first round."""
+        return {}
+
+    @abstractmethod
+    def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
+        """Encode an update on the client and advance the client's state.
+
+        Args:
+            update: What the stage before produced, or a ``Dense`` update. It is not written to.
+            state: The client's state, changed in place. What it keeps is copied.
+            context: The round, its randomness and what is shared.
+        """
+
+    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        """Return what the server sees for a payload just encoded, from the client's own state, which stays as it is.
+
+        In simulation this stands for ``decode``, so that both ends share one copy of the state. A stage that decodes
+        without a state need not implement it.
+
+        Raises:
+            TypeError: If the stage overrides ``decode`` alone, and has a state.
+        """
+        if not self._overrides("decode"):
+            return payload
+        if self.init():
+            raise TypeError(
+                f"{type(self).__name__} has a state and overrides `decode`: override `reconstruct` too, which returns"
+                " what `decode` gives the server, from the client's state after `encode`."
+            )
+        return self.decode(payload, {}, context)
+
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+        """Decode what the stage has encoded, on the server, and advance the server's state.
+
+        Args:
+            payload: The stage's own payload; if stages follow in the chain, as they have decoded it.
+            state: The server's state of the client.
+            context: The round.
+        """
+        return payload
+
+    @property
+    def decodes(self) -> bool:
+        """Whether ``decode`` has to make an update of its payload, which decodes itself to something else."""
+        return self._overrides("decode") or self._overrides("reconstruct")
+
+    def _overrides(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(Stage, name)
+
+    def forget(self, state: State) -> None:  # noqa: B027 (most have nothing to forget)
+        """Drop, on the client, what the server is to remember too: the next update needs none of it."""
+
+    def end_round(  # noqa: B027 (most keep nothing for all clients)
+        self, shared: State, result: RoundResult, context: Context = NO_CONTEXT
+    ) -> None:
+        """Advance, on the server, the state that concerns all clients, in place."""
+
+    def stages_inside(self) -> Iterator[Stage]:
+        """Yield the stage and all that it is made of."""
+        yield self
+        for value in vars(self).values():
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(item, Stage):
+                    yield from item.stages_inside()
+
+    def __repr__(self) -> str:
+        """Show the constructor call."""
+        shown = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if name not in self._shown_if_set or value != parameter.default:
+                shown.append(f"{name}={describe(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"

@@ -1,0 +1,1 @@
+"""Vectors, layouts, numerics, random seeds and checks that every other room uses."""

@@ -1,0 +1,1 @@
+"""The space that gradients span: Gram matrices and principal directions."""

@@ -1,0 +1,82 @@
+"""A round's metrics and table rows, by their public names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from lightning_lbgm.reports.ledger import Ledger
+from lightning_lbgm.reports.reports import RoundReport
+
+__all__ = ["client_rows", "convergence_metrics", "round_metrics"]
+
+
+def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
+    """Return the metrics of a round, the ledger including it; docs/metrics.md says what each means."""
+    return {
+        "comm/uplink_bytes": report.uplink_bits / 8,
+        "comm/uplink_bytes_total": ledger.uplink_bits / 8,
+        "comm/uplink_floats_total": ledger.uplink_floats,
+        "comm/downlink_bytes_total": ledger.downlink_bits / 8,
+        "comm/savings": ledger.savings,
+        "lbgm/recycled_fraction": report.recycled_fraction,
+        "lbgm/lbp_error_mean": report.lbp_error_mean,
+        "lbgm/threshold": report.threshold,
+        "fl/cohort_size": float(len(report.clients)),
+        "fl/update_norm": report.update_norm,
+        "fl/rejected_clients": float(report.num_rejected),
+    }
+
+
+def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
+    """Yield a row of the clients' table for each client of a round; docs/metrics.md names the columns."""
+    for client in report.clients:
+        coefficients = [c for c in client.decision.coefficients if c == c] if client.decision else []
+        yield {
+            "round": report.round_index,
+            "client": client.client_id,
+            "decision": client.outcome,
+            "lbp_error": client.lbp_error,
+            "lbc": sum(coefficients) / len(coefficients) if coefficients else float("nan"),
+            "uplink_bytes": client.uplink_bits / 8,
+            "update_norm": client.update_norm,
+            "loss": client.loss,
+            "num_examples": client.num_examples,
+            "local_steps": client.local_steps,
+        }
+
+
+def convergence_metrics(report: RoundReport, lr: float, bound: float | None = None) -> dict[str, float]:
+    """Return what the paper's convergence result is about, of a round whose errors were measured.
+
+    Args:
+        report: The round.
+        lr: eta, the clients' learning rate in that round.
+        bound: Delta^2; with it the share of the clients above it.
+
+    Returns:
+        The metrics that docs/metrics.md lists. NaN where no client was received, and the ``sent_error`` ones where
+        ``lr`` is 0 or NaN.
+    """
+    clients = [client for client in report.clients if not client.rejected]
+    norms = [client.update_norm for client in clients] or [math.nan]
+    # A client that made no step has sent a zero update, of which nothing is lost.
+    scales = [(lr * max(client.local_steps, 1)) ** 2 for client in clients]
+    errors = [client.squared_error / scale if scale > 0 else math.nan for client, scale in zip(clients, scales)]
+    if not errors or any(math.isnan(error) for error in errors):
+        errors = [math.nan]
+    metrics = {
+        "convergence/sent_error_mean": sum(errors) / len(errors),
+        "convergence/sent_error_max": max(errors),
+        "convergence/update_norm_mean": sum(norms) / len(norms),
+        "convergence/update_norm_min": min(norms),
+        "convergence/update_norm_max": max(norms),
+        "convergence/gap_norm": report.error.norm if report.error else math.nan,
+        "convergence/gap_relative": report.error.relative if report.error else math.nan,
+        "convergence/gap_cosine": report.error.cosine if report.error else math.nan,
+    }
+    if bound is not None:
+        over = [math.nan if math.isnan(error) else float(error > bound) for error in errors]
+        metrics["convergence/over_bound_fraction"] = sum(over) / len(over)
+    return metrics

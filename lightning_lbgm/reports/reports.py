@@ -1,0 +1,133 @@
+"""Reports of a client and of a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_lbgm.compression.context import Decision
+
+__all__ = ["AggregateError", "ClientReport", "RoundReport"]
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """One client's part in one round.
+
+    Attributes:
+        client_id: The client.
+        num_examples: Examples in its partition.
+        local_steps: Optimizer steps that it made.
+        loss: Mean loss over its local steps, weighted by batch size.
+        update_norm: ``|g_k|`` before compression; not finite where rejected.
+        uplink_bits: Bits that it sent.
+        dense_bits: Bits that FedAvg would have sent for it.
+        downlink_bits: Bits that it received.
+        decision: The look-back tests' outcome, or None where none was made.
+        rejected: Whether its update was not finite, so that it was left out.
+        squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN where it was not measured, or rejected.
+    """
+
+    client_id: int
+    num_examples: int
+    local_steps: int
+    loss: float
+    update_norm: float
+    uplink_bits: int
+    dense_bits: int
+    downlink_bits: int
+    decision: Decision | None = None
+    rejected: bool = False
+    squared_error: float = math.nan
+
+    @property
+    def outcome(self) -> str:
+        """What it did.
+
+        ``"rejected"``, ``"sent"`` (no test), ``"recycled"``, ``"refreshed"``, ``"partly recycled"`` (by layer) or
+        ``"predicted"``.
+        """
+        if self.rejected:
+            return "rejected"
+        if self.decision is None:
+            return "sent"
+        if not self.decision.recycled:
+            return "predicted"
+        if all(self.decision.recycled):
+            return "recycled"
+        return "partly recycled" if any(self.decision.recycled) else "refreshed"
+
+    @property
+    def lbp_error(self) -> float:
+        """Mean LBP error of the client's tests; NaN where none was made."""
+        return mean_or_nan(self.decision.errors) if self.decision else math.nan
+
+
+@dataclass(frozen=True)
+class AggregateError:
+    """How far the mean update that the server used is from the exact one, the same mean before compression.
+
+    Attributes:
+        norm: L2 norm of their difference.
+        exact_norm: L2 norm of the exact one.
+        cosine: Cosine of the angle between them, in [-1, 1]; NaN where one of them is zero.
+    """
+
+    norm: float
+    exact_norm: float
+    cosine: float
+
+    @property
+    def relative(self) -> float:
+        """``norm / exact_norm``; NaN where the exact one is zero."""
+        return self.norm / self.exact_norm if self.exact_norm > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round.
+
+    Attributes:
+        round_index: The round, from 0.
+        clients: The cohort's reports, in order of client.
+        update_norm: L2 norm of the aggregated update, the server's pseudo-gradient.
+        error: What compression cost the aggregated update; None where it was not measured, or nothing was received.
+    """
+
+    round_index: int
+    clients: tuple[ClientReport, ...]
+    update_norm: float
+    error: AggregateError | None = None
+
+    @property
+    def uplink_bits(self) -> int:
+        """Bits that the cohort sent."""
+        return sum(client.uplink_bits for client in self.clients)
+
+    @property
+    def num_rejected(self) -> int:
+        """Clients left out because their update was not finite."""
+        return sum(client.rejected for client in self.clients)
+
+    @property
+    def recycled_fraction(self) -> float:
+        """Share of the look-back tests that recycled, in [0, 1]; 0 where none was made."""
+        recycled = [flag for c in self.clients if c.decision for flag in c.decision.recycled]
+        return sum(recycled) / len(recycled) if recycled else 0.0
+
+    @property
+    def lbp_error_mean(self) -> float:
+        """Mean LBP error over the look-back tests; NaN where none was made."""
+        return mean_or_nan([error for c in self.clients if c.decision for error in c.decision.errors])
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the round's look-back tests; NaN where none was made."""
+        return mean_or_nan(
+            [c.decision.threshold for c in self.clients if c.decision and c.decision.threshold is not None]
+        )
+
+
+def mean_or_nan(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

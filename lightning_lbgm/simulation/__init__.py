@@ -1,0 +1,1 @@
+"""Simulation of a federation: a round as a transaction, clients' states, checkpoints and processes."""

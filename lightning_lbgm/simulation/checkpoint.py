@@ -1,0 +1,130 @@
+"""A federation's state between rounds, for checkpoints, however its clients are kept and in how many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lbgm.protocol.recency import LeastRecentlyUsed
+from lightning_lbgm.reports.ledger import Ledger
+from lightning_lbgm.simulation.client_store import ClientFiles, is_index, read_index
+from lightning_lbgm.simulation.placement import deal
+from lightning_lbgm.simulation.world import to_device
+
+if TYPE_CHECKING:
+    from lightning_lbgm.simulation.federation import Federation
+
+__all__ = ["VERSION", "check", "damaged", "load", "save"]
+
+VERSION = 1
+"""Format of what ``save`` returns. 0, without a mark: settings were compared by their representations."""
+
+_PARTS = {"round_index": int, "seed": int, "ledger": dict, "server": dict, "uplink": dict, "clients": dict}
+
+
+def check(state: Any, path: Any) -> None:
+    """Check that a checkpoint's federation is one that can be read.
+
+    Args:
+        state: The state.
+        path: The checkpoint's, to be named.
+
+    Raises:
+        ValueError: If it was made in a newer format, or a part is missing or something else.
+    """
+    if not isinstance(state, dict):
+        raise damaged(path, f"it is a {type(state).__name__}")
+    version = state.get("version", 0)
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(
+            f"The checkpoint '{path}' was made by a newer lightning_lbgm: its federation has the format {version}, this"
+            f" version reads up to {VERSION}. Upgrade lightning_lbgm to resume from it."
+        )
+    kinds = {**_PARTS, "identity": dict}
+    wrong = [repr(name) for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    if wrong or not isinstance(version, int):
+        raise damaged(path, f"{', '.join(wrong) or 'the version'} is missing or is not what was saved")
+
+
+def damaged(path: Any, what: str) -> ValueError:
+    """Return the error for a checkpoint whose federation cannot be read."""
+    name = f" {str(path)!r}" if path else ""
+    return ValueError(
+        f"The federation in the checkpoint{name} is damaged: {what}. Use another checkpoint, or start anew from its"
+        " weights with `load_from_checkpoint`."
+    )
+
+
+def save(federation: Federation, clients_folder: Path | None = None) -> dict[str, Any]:
+    """Return a federation as built-ins and tensors (shared, not copied).
+
+    Within a round it is that of the round's start, as after ``Federation.roll_back``.
+
+    Of several processes all must call it; rank 0 gets all clients, the others their own. Within a round, and where the
+    connection is broken, rank 0 too gets its own alone: the others' send in full next time.
+
+    Args:
+        federation: The federation.
+        clients_folder: Where clients that are on disk are linked to; the state then has only an index of them. Of
+            several processes all must see this folder.
+    """
+    world = federation.world
+    clients: dict[Any, Any]
+    on_disk = False
+    if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
+        touched = federation.undo.touched if federation.in_round and federation.undo is not None else []
+        clients = federation.clients.snapshot(clients_folder, without=touched)["skeletons"]
+        on_disk = True
+    elif federation.in_round and federation.undo is not None:
+        clients = dict(sorted(federation.undo.before(federation.clients)))
+    else:
+        clients = dict(federation.clients)
+    if world.size > 1 and world.is_open and not federation.in_round:
+        parts = world.gather_to_first(to_device(clients, "cpu"), "clients' state")
+        if world.rank == 0:
+            clients = dict(sorted(item for part in parts for item in part.items()))
+    return {
+        "version": VERSION,
+        "round_index": federation.round_index,
+        "seed": federation.seed,
+        "ledger": federation.ledger.state_dict(),
+        "server": federation.server.state_dict(),
+        "uplink": federation.shared,
+        "buffers": federation.buffers.state_dict(),
+        "clients": {"folder": str(clients_folder), "skeletons": clients} if on_disk else clients,
+        "uses": federation.uses.order,
+    }
+
+
+def load(federation: Federation, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
+    """Continue from ``save``, made by a federation with the same settings, in any number of processes.
+
+    Args:
+        federation: The federation, changed in place.
+        state: The state.
+        work: Each client's local work, to deal the clients to the processes. None: all the same.
+    """
+    device, world = federation.flat.device, federation.world
+    federation.round_index = state["round_index"]
+    federation.seed = state["seed"]
+    federation.ledger = Ledger(**state["ledger"])
+    federation.server.load_state_dict(state["server"])
+    federation.shared = to_device(state["uplink"], device)
+    federation.uses = LeastRecentlyUsed(federation.uplink.capacity, state.get("uses", []))
+    if "buffers" in state:  # checkpoints of earlier versions have none
+        federation.buffers.load_state_dict(state["buffers"])
+    clients = state["clients"]
+    on_disk = is_index(clients)
+    ids = sorted(clients["skeletons"] if on_disk else clients)
+    ranks = deal(ids, [1 if work is None else work[k] for k in ids], {}, world.size)
+    federation.homes = dict(zip(ids, ranks))
+    own = [k for k in ids if federation.homes[k] == world.rank]
+    if on_disk:
+        clients = {"folder": clients["folder"], "skeletons": {k: clients["skeletons"][k] for k in own}}
+        if isinstance(federation.clients, ClientFiles):
+            federation.clients.restore(clients)
+            return
+        clients = read_index(clients)
+    federation.clients.clear()
+    federation.clients.update(to_device({k: clients[k] for k in own}, device))

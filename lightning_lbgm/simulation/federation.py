@@ -1,0 +1,329 @@
+"""A communication round, from local training to the server's step, and the state that lasts between rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.clients.base import ClientTrainer, ClientUpdate, RoundStart
+from lightning_lbgm.clients.log import RoundLog
+from lightning_lbgm.compression.chain import Chain
+from lightning_lbgm.compression.context import Context, Decision, RoundResult
+from lightning_lbgm.core.flat import FlatParameters
+from lightning_lbgm.core.rng import isolated_rng
+from lightning_lbgm.data.rounds import Round
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.protocol.message import Message
+from lightning_lbgm.protocol.recency import LeastRecentlyUsed
+from lightning_lbgm.reports.ledger import Ledger
+from lightning_lbgm.reports.reports import ClientReport, RoundReport
+from lightning_lbgm.server.buffers import Buffers
+from lightning_lbgm.server.compression_error import SentError
+from lightning_lbgm.server.server import Server
+from lightning_lbgm.simulation import checkpoint as snapshot
+from lightning_lbgm.simulation.client_store import open_client_states
+from lightning_lbgm.simulation.placement import deal
+from lightning_lbgm.simulation.undo import RoundUndo
+from lightning_lbgm.simulation.world import World
+
+__all__ = ["Federation"]
+
+
+class Federation:
+    """Clients, uplink and server of one run, simulated in one process or in several.
+
+    A round streams the cohort: a ``ClientTrainer`` yields one client's update at a time, a vector of shape ``(M,)``
+    that it may reuse. Only a ``Message`` reaches the server; both ends share one copy of the
+    look-back gradients, which are equal by construction.
+
+    Of several processes (ranks) each trains its share of every cohort and holds the state of its own clients. At the
+    end of the client phase they add up what they have received; the server's step is the same in each.
+
+    Args:
+        flat: The trainable parameters.
+        uplink: The stages.
+        server: Aggregation and server optimizer.
+        buffers: What becomes of the module's buffers.
+        weighting: ``"examples"``, omega_k = n_k / sum(n_j) over the cohort; or ``"uniform"``.
+        seed: The run's seed.
+        world: The processes. None: this one alone.
+    """
+
+    def __init__(
+        self,
+        flat: FlatParameters,
+        uplink: Chain,
+        server: Server,
+        buffers: Buffers,
+        weighting: Literal["examples", "uniform"],
+        seed: int,
+        world: World | None = None,
+    ) -> None:
+        self.flat = flat
+        self.uplink = uplink
+        self.server = server
+        self.buffers = buffers
+        self.weighting = weighting
+        self.seed = seed
+        self.world = world or World()
+        self.round_index = 0
+        self.ledger = Ledger()
+        self.clients = open_client_states(uplink.store, flat.device)
+        self.homes: dict[int, int] = {}  # the rank that holds a client's state, of all clients
+        self.uses = LeastRecentlyUsed(uplink.capacity)
+        self.shared = uplink.init_shared()
+        self._errors: SentError | None = None  # where they are measured
+        self._reports: list[ClientReport] = []
+        self.undo: RoundUndo | None = None  # until the round is final
+        self.in_round = False  # whether the client phase has begun and the server has not stepped yet
+
+    def run_clients(
+        self,
+        round_: Round,
+        trainer: ClientTrainer,
+        on_client_end: Callable[[int, int], None] | None = None,
+        measure_errors: bool = False,
+    ) -> Tensor:
+        """Run the client phase of a round: local training, uplink, and the streamed sum on the server.
+
+        Afterwards the module holds some client's parameters, until ``finish_round``.
+
+        Args:
+            round_: The cohort and its data.
+            trainer: Trains the clients.
+            on_client_end: Called with the number of clients done and the size of the cohort.
+            measure_errors: Whether to compare what the server decodes with the exact updates, for the report; the same
+                on every rank. It takes two vectors of shape ``(M,)`` and a few passes over each update.
+
+        Returns:
+            The loss, shape ``()``: the mean over all local steps of the clients that were not rejected, weighted by
+            batch size; NaN where there is none.
+        """
+        self._reports = []
+        self.undo = RoundUndo(self)
+        self.in_round = True
+        self.server.begin_round()
+        self.buffers.begin_round()
+        self._errors = SentError(self.server.server_params) if measure_errors else None
+        weights = self._weights(round_)
+        examples = dict(zip(round_.cohort, round_.num_examples))
+        for client_id in self.uses.begin(round_.cohort):
+            self._forget(client_id)
+        loss_sum = torch.zeros((), device=self.flat.device)
+        loss_weight = 0
+        start = RoundStart(self.server.server_params, self.seed, self._own_buffers)
+        try:
+            share = self._take_share(round_)
+            with isolated_rng(self.flat.device):
+                for update in trainer.run(share, start):
+                    client_id = update.client_id
+                    report = self._send(update, examples[client_id], weights[client_id])
+                    self._reports.append(report)
+                    if self.uses.passes(client_id):
+                        self._forget(client_id)
+                    if report.rejected:
+                        trainer.capture.reject()
+                    else:
+                        trainer.capture.accept()
+                        if update.local.loss_sum is not None:
+                            loss_sum = loss_sum + update.local.loss_sum
+                            loss_weight += update.local.num_examples
+                    if on_client_end is not None:
+                        # The share stands for the whole: the others are about as far.
+                        on_client_end(len(self._reports) * len(weights) // len(share.cohort), len(weights))
+            if self.world.size > 1:
+                loss_sum, loss_weight = self._combine(trainer.capture, weights, loss_sum, loss_weight)
+        except BaseException:
+            self.world.close()
+            self.roll_back()
+            raise
+        return loss_sum / loss_weight if loss_weight else loss_sum * math.nan
+
+    def _weights(self, round_: Round) -> dict[int, float]:
+        """Return omega_k of the cohort."""
+        counts = round_.num_examples if self.weighting == "examples" else (1,) * len(round_.cohort)
+        total = sum(counts)
+        return {client_id: count / total for client_id, count in zip(round_.cohort, counts)}
+
+    def _take_share(self, round_: Round) -> Round:
+        """Return the round of the clients that are trained here, with their state brought here."""
+        if self.world.size == 1:
+            return round_
+        ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, self.homes, self.world.size)))
+        moves = [(k, self.homes[k], rank) for k, rank in ranks.items() if self.homes.get(k, rank) != rank]
+        self.world.move(moves, self.clients, self.flat.device)
+        self.homes.update(ranks)
+        return round_.part([client_id for client_id, rank in ranks.items() if rank == self.world.rank])
+
+    def _combine(
+        self, capture: RoundLog, weights: Mapping[int, float], loss_sum: Tensor, loss_weight: int
+    ) -> tuple[Tensor, int]:
+        """Make of every rank's client phase the whole round's, the same on every rank."""
+        module, device = self.buffers.module, self.flat.device
+        own = {
+            "reports": self._reports,
+            "buffers": self.buffers.received,
+            "log": capture.export(module),
+            "loss": (float(loss_sum), loss_weight),
+        }
+        parts = self.world.gather(own, f"round {self.round_index}")
+        self._reports = sorted((r for part in parts for r in part["reports"]), key=lambda report: report.client_id)
+        sent = [weights[report.client_id] for report in self._reports if not report.rejected]
+        self.server.combine(sent, self.world.all_reduce_sum)
+        if self._errors is not None:
+            self._errors.combine(self.world.all_reduce_sum)
+        self.buffers.combine([part["buffers"] for part in parts], self.world.all_reduce_sum)
+        capture.combine([part["log"] for part in parts], module, device)
+        losses, counts = zip(*(part["loss"] for part in parts))
+        return torch.tensor(sum(losses), dtype=loss_sum.dtype, device=device), sum(counts)
+
+    def finish_round(self) -> RoundReport:
+        """Make the server's step, leave the global parameters in the module, and close the account of the round.
+
+        It can be taken back by ``roll_back`` until ``commit``. If it raises, it is taken back at once.
+        """
+        try:
+            return self._finish_round()
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def _finish_round(self) -> RoundReport:
+        self._end_uplink_round()
+        mean_update = self.server.mean_update(len(self._reports))
+        error = self._errors.finish(mean_update, self.server.total_weight) if self._errors is not None else None
+        norm = self.server.step(len(self._reports))
+        self.buffers.finish_round(self.server.total_weight)
+        report = RoundReport(self.round_index, tuple(self._reports), norm, error)
+        self.ledger.record(report)
+        self.uses.finish()
+        self.round_index += 1
+        self._reports = []
+        self.in_round = False
+        return report
+
+    def commit(self) -> None:
+        """Make the last round final: what it was before is forgotten."""
+        if not self.in_round:
+            self.undo = None
+
+    def roll_back(self) -> int:
+        """Leave everything as it was before the round at hand, or the last one if that is not final yet.
+
+        Returns:
+            The number of clients whose state could not be kept: their next update goes in full.
+        """
+        if self.undo is None:
+            return 0
+        undo, self.undo = self.undo, None
+        self._reports = []
+        self.in_round = False
+        return undo.restore()
+
+    def _end_uplink_round(self) -> None:
+        """Let the stages learn from the round what concerns all clients."""
+        mean_update = self.server.mean_update(len(self._reports))
+        if mean_update is None:
+            return
+        sent = [report for report in self._reports if not report.rejected]
+        result = RoundResult(
+            layout=self.flat.layout,
+            server_params=self.server.server_params,
+            mean_update=mean_update,
+            uplink_bits=tuple(report.uplink_bits for report in sent),
+            dense_bits=tuple(report.dense_bits for report in sent),
+            decisions=tuple(report.decision for report in sent),
+        )
+        # No client has the number -1: what the server draws is independent of what they do.
+        context = Context(self.round_index, self.shared, self.seed, (-1,))
+        self.uplink.end_round(self.shared, result, context)
+
+    @contextmanager
+    def global_model(self) -> Iterator[None]:
+        """Put the global parameters and buffers into the module for a while, where a client trains on it now."""
+        if not self.in_round:
+            yield
+            return
+        parameters, buffers = self.flat.read(), self.buffers.read()
+        self.flat.write(self.server.server_params)
+        self.buffers.load()
+        try:
+            yield
+        finally:
+            self.flat.write(parameters)
+            self.buffers.load(buffers)
+
+    def _forget(self, client_id: int) -> None:
+        """Let both ends forget a client's look-back gradients."""
+        state = self.clients.get(client_id)
+        if state is not None:
+            assert self.undo is not None
+            self.undo.remember(client_id, state)
+            self.uplink.forget(state["uplink"])
+            self.clients[client_id] = state
+
+    def _own_buffers(self, client_id: int) -> dict[str, Tensor] | None:
+        if self.buffers.mode != "client":
+            return None
+        return self.clients.get(client_id, {}).get("buffers")
+
+    @torch.no_grad()
+    def _send(self, result: ClientUpdate, num_examples: int, weight: float) -> ClientReport:
+        client_id, local = result.client_id, result.local
+        assert self.undo is not None
+        known = self.clients.get(client_id)
+        self.undo.remember(client_id, known)
+        update = Dense(result.update, self.flat.layout)
+        buffers = result.buffers
+        squared_norm = update.squared_norm()
+        finite = math.isfinite(squared_norm) or update.is_finite()  # the norm alone may overflow
+        rejected = not finite or not self.buffers.is_sound(buffers)
+        decision: Decision | None = None
+        uplink_bits = dense_bits = 0
+        squared_error = math.nan
+        if not rejected:
+            state = known or {"uplink": self.uplink.init()}
+            if self.buffers.mode == "client":
+                state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
+                buffers = {}
+            context = Context(self.round_index, self.shared, self.seed, (client_id,))
+            encoded = self.uplink.encode(update, state["uplink"], context)
+            decision = encoded.decision
+            message = Message(client_id, encoded.payload, buffers, self.round_index)
+            decoded = self.uplink.reconstruct(message.payload, state["uplink"], context)
+            self.server.receive(decoded, weight)
+            if self._errors is not None:
+                squared_error = self._errors.receive(result.update, decoded, weight)
+            if message.buffers:
+                self.buffers.receive(message.buffers, weight)
+            self.clients[client_id] = state
+            self.undo.settle(client_id, state)
+            uplink_bits = message.num_bits
+            dense_bits = uplink_bits if encoded.payload is update else Message(client_id, update, buffers).num_bits
+        return ClientReport(
+            client_id=client_id,
+            num_examples=num_examples,
+            local_steps=local.num_steps,
+            loss=float(local.loss_sum) / local.num_examples if local.loss_sum is not None else math.nan,
+            update_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
+            uplink_bits=uplink_bits,
+            dense_bits=dense_bits,
+            downlink_bits=8 * self.server.server_params.nbytes + self.buffers.downlink_bits,
+            decision=decision,
+            rejected=rejected,
+            squared_error=squared_error,
+        )
+
+    def state_dict(self, clients_folder: Path | None = None) -> dict[str, Any]:
+        """Return the federation as built-ins and tensors; see ``snapshot.save``."""
+        return snapshot.save(self, clients_folder)
+
+    def load_state_dict(self, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
+        """Continue from ``state_dict``; see ``snapshot.load``."""
+        snapshot.load(self, state, work)

@@ -1,0 +1,138 @@
+"""Undo log of a round: what a federation was before it, until the round is final."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_lbgm.simulation.federation import Federation
+
+__all__ = ["RoundUndo"]
+
+_MAX_KEPT_BYTES = 2**30
+_LOST = object()
+
+
+class _Kept:
+    """A client's state before its turn: its containers copied, its tensors shared as long as nobody writes to them."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self._state = _copy_containers(state)
+        self._versions = [(tensor, tensor._version) for tensor in _tensors(self._state)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no tensor has been written to."""
+        return all(tensor._version == version for tensor, version in self._versions)
+
+    def state(self) -> dict[str, Any]:
+        copied: dict[str, Any] = _copy_containers(self._state)
+        return copied
+
+    def bytes_beside(self, state: dict[str, Any]) -> int:
+        """Return the bytes that are kept only for this, because the new state has other tensors."""
+        if not self._versions:
+            return 0
+        used = set(map(id, _tensors(state)))
+        return sum(tensor.nbytes for tensor, _ in self._versions if id(tensor) not in used)
+
+
+class RoundUndo:
+    """Remember a federation at the start of a round, and each client's state at the start of its turn.
+
+    A client's old tensors are kept as long as they are at most 1 GiB together and the uplink's stages write new ones
+    instead of changing them; else ``restore`` lets that client forget what it has sent, so that its next update goes
+    in full.
+
+    Args:
+        federation: The federation.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._fields = {
+            "round_index": federation.round_index,
+            "homes": dict(federation.homes),
+            "shared": copy.deepcopy(federation.shared),
+        }
+        self._ledger = federation.ledger.state_dict()
+        self._order = federation.uses.order
+        self._clients: dict[int, Any] = {}
+        self._kept_bytes = 0
+
+    def remember(self, client_id: int, state: dict[str, Any] | None) -> None:
+        """Remember a client's state before it changes; None if it has none. Later calls for a client do nothing."""
+        if client_id not in self._clients:
+            self._clients[client_id] = None if state is None else _Kept(state)
+
+    def settle(self, client_id: int, state: dict[str, Any]) -> None:
+        """Let go of what was remembered of a client if it takes too much memory beside its new state."""
+        kept = self._clients.get(client_id)
+        if isinstance(kept, _Kept):
+            self._kept_bytes += (size := kept.bytes_beside(state))
+            if self._kept_bytes > _MAX_KEPT_BYTES:
+                self._kept_bytes -= size
+                self._clients[client_id] = _LOST
+
+    def before(self, clients: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the clients' states as of the round's start, without those that are lost."""
+        for client_id, state in clients.items():
+            if client_id not in self._clients:
+                yield client_id, state
+        for client_id, kept in self._clients.items():
+            if isinstance(kept, _Kept) and kept.is_whole:
+                yield client_id, kept.state()
+
+    @property
+    def touched(self) -> list[int]:
+        """Clients whose state may have changed."""
+        return list(self._clients)
+
+    def restore(self) -> int:
+        """Put everything back; return the number of clients whose state is lost."""
+        federation = self._federation
+        federation.server.undo()
+        federation.buffers.undo()
+        for name, value in self._fields.items():
+            setattr(federation, name, value)
+        for name, value in self._ledger.items():
+            setattr(federation.ledger, name, value)
+        federation.uses.undo(self._order)
+        lost = 0
+        for client_id, kept in self._clients.items():
+            if isinstance(kept, _Kept) and kept.is_whole:
+                federation.clients[client_id] = kept.state()
+            else:
+                federation.clients.pop(client_id, None)
+                lost += kept is not None
+        return lost
+
+
+def _copy_containers(value: Any) -> Any:
+    """Copy a dict or a list, and those in it at any depth; all else is shared."""
+    copied = value.copy()
+    for key, item in enumerate(value) if type(value) is list else value.items():
+        if type(item) in _CONTAINERS:
+            copied[key] = _copy_containers(item)
+    return copied
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a dict or a list, at any depth."""
+    found: list[Tensor] = []
+    containers = [value]
+    for container in containers:  # which grows meanwhile
+        for item in container if type(container) is list else container.values():
+            kind = type(item)
+            if kind in _CONTAINERS:
+                containers.append(item)
+            elif kind is Tensor:
+                found.append(item)
+    return found
+
+
+_CONTAINERS = frozenset((dict, list))

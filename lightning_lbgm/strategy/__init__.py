@@ -1,0 +1,1 @@
+"""The strategy: Lightning's hooks, connected to a federation."""

@@ -1,0 +1,105 @@
+"""The local step: one optimizer step of a client as Lightning's automatic optimization makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_lbgm._compat.lightning import call_callback_hooks, has_plain_precision, overridden_step_hooks
+from lightning_lbgm.clients.direct_step import direct_backward, direct_step
+from lightning_lbgm.strategy.local_outputs import note_extra_outputs
+
+__all__ = ["local_step", "loss_of"]
+
+
+def local_step(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    optimizer: Optimizer,
+    takes_index: bool,
+    transfer: Callable[[Any], Any] | None,
+    backward: Callable[[Tensor, Optimizer], Tensor],
+) -> Callable[[Any, int], Tensor | None]:
+    """Return a function that makes one local optimizer step as Lightning's automatic optimization would, for a round.
+
+    Args:
+        trainer: The trainer.
+        module: The module.
+        optimizer: The client optimizer.
+        takes_index: Whether ``training_step`` takes a ``batch_idx``; it gets the index of the local step.
+        transfer: Applied to each batch, where given.
+        backward: The strategy's own backward, with the precision plugin's scaling and the hooks around it.
+    """
+    precision = trainer.precision_plugin
+    hooked = bool(overridden_step_hooks(trainer, module))
+    training_step = module.training_step if takes_index else lambda batch, index: module.training_step(batch)
+    clip_value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    hooked |= type(optimizer).zero_grad is not Optimizer.zero_grad
+
+    step_directly = direct_step(optimizer)
+    stepped = False
+
+    def plain_step(batch: Any, index: int) -> Tensor | None:
+        # What the full step does, without the context managers, hooks and look-ups that would find nothing to do.
+        nonlocal stepped
+        if transfer is not None:
+            batch = transfer(batch)
+
+        def closure() -> Tensor | None:
+            output = training_step(batch, index)
+            loss = output if type(output) is Tensor else loss_of(output)
+            for parameter in parameters:  # torch's zero_grad, whose profiler hook takes a tenth of a small step
+                parameter.grad = None
+            if loss is not None:
+                direct_backward(loss)
+            if clip_value:
+                module.configure_gradient_clipping(optimizer, clip_value, algorithm)
+            return loss
+
+        if step_directly is None or not stepped:  # a learning rate schedule looks for one call of `step`
+            stepped = True
+            return optimizer.step(closure)  # type: ignore[arg-type, return-value]
+        loss = closure()
+        step_directly()
+        return loss
+
+    def full_step(batch: Any, index: int) -> Tensor | None:
+        if transfer is not None:
+            batch = transfer(batch)
+        losses: list[Tensor | None] = []
+
+        def closure() -> Tensor | None:
+            with precision.train_step_context():
+                loss = loss_of(training_step(batch, index))
+            losses.append(loss)
+            call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
+            module.on_before_zero_grad(optimizer)
+            module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
+            if loss is not None:
+                backward(loss, optimizer)
+            return loss
+
+        precision.optimizer_step(optimizer, model=module, closure=closure)
+        return losses[0]
+
+    return plain_step if not hooked and has_plain_precision(trainer) else full_step
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """Read the loss off what ``training_step`` returned, by Lightning's rules for automatic optimization."""
+    if isinstance(output, Tensor) or output is None:
+        return output
+    loss = output.get("loss") if isinstance(output, dict) else None
+    if loss is None:
+        raise MisconfigurationException(
+            "`training_step` must return a tensor, a dict with the key 'loss', or None to skip the step; it returned"
+            f" {type(output).__name__}."
+        )
+    note_extra_outputs(output)
+    return loss

@@ -1,0 +1,101 @@
+"""Resuming a federation from a checkpoint, after checking that its clients are this one's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_lbgm.data.feed import Feed
+from lightning_lbgm.simulation import checkpoint as snapshot
+from lightning_lbgm.simulation.federation import Federation
+from lightning_lbgm.strategy.identity import is_same
+from lightning_lbgm.strategy.settings import identify_federation
+
+if TYPE_CHECKING:
+    from lightning_lbgm.strategy.federated import LBGMFederated
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lightning_lbgm.strategy.identity import show
+
+__all__ = ["check_same_federation", "identify_run", "resume", "warn_of_changed_rate"]
+
+
+def identify_run(
+    strategy: LBGMFederated, federation: Federation, feed: Feed, version: int = snapshot.VERSION
+) -> dict[str, Any]:
+    """Return what must agree for a checkpoint's clients to be this federation's, as that format of checkpoints says it.
+
+    Call it before the first round: stages and optimizers are described as they were made.
+    """
+    return identify_federation(
+        num_clients=feed.num_clients,
+        partitioner=strategy.split,
+        partition=feed.fingerprint(),
+        uplink=strategy.uplink,
+        buffers=strategy.buffers,
+        server_optimizer=federation.server.optimizer,
+        seed=federation.seed,
+        num_parameters=federation.flat.num_parameters,
+        version=version,
+    )
+
+
+def resume(strategy: LBGMFederated, federation: Federation, feed: Feed, restored: dict[str, Any]) -> None:
+    """Continue a fresh federation from a checkpoint's state.
+
+    Raises:
+        MisconfigurationException: If the checkpoint's clients are not this federation's.
+        ValueError: If the state cannot be read.
+    """
+    identity, optimizer = restored["identity"], federation.server.optimizer
+    current = identify_run(strategy, federation, feed, restored.get("version", 0))
+    check_same_federation(identity, current)
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    work = {client_id: feed.work(client_id) for client_id in range(feed.num_clients)}
+    try:
+        federation.load_state_dict(restored, work)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise snapshot.damaged(None, f"{type(error).__name__}: {error}") from error
+    if "server_lr" in identity and not is_same(identity["server_lr"], current["server_lr"]):
+        # Restoring an optimizer's state brings back the checkpoint's rate, which would hold instead of the new one.
+        warn_of_changed_rate(identity["server_lr"], current["server_lr"])
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate
+
+
+def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose clients' state does not fit the current settings.
+
+    Args:
+        restored: The checkpoint's identity.
+        current: This federation's.
+    """
+    remedy = "or start anew from its weights with `load_from_checkpoint`."
+    for name, value in current.items():
+        if name in ("partition", "server_lr") or name not in restored or is_same(restored[name], value):
+            continue
+        before, now = (each if isinstance(each, str) else show(each) for each in (restored[name], value))
+        but = " with other code or values" if before == now else ""
+        raise MisconfigurationException(
+            f"The checkpoint's federation has `{name}={before}`, this one `{name}={now}`{but}: what its clients keep"
+            f" does not fit. Resume with the same settings, {remedy}"
+        )
+    if restored.get("partition", current["partition"]) != current["partition"]:
+        raise MisconfigurationException(
+            "The checkpoint's clients have other training examples than this federation's: the dataset, its length, its"
+            " labels or their order has changed, or the partitioner draws from something else than its `rng`. Resume"
+            f" with the same data, {remedy}"
+        )
+
+
+def warn_of_changed_rate(before: list[Any], now: list[Any]) -> None:
+    """Warn that the server optimizer goes on with another learning rate than the checkpoint's."""
+    rank_zero_warn(
+        f"The server optimizer goes on with the learning rate {_one(now)} of `LBGMFederated(server_optimizer=...)`; the"
+        f" checkpoint's was {_one(before)}."
+    )
+
+
+def _one(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values

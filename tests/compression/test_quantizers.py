@@ -18,13 +18,13 @@ from lightning_lbgm.compression import (
     PowerSGD,
     Quantized,
     RandK,
-    Rounded,
     TopK,
     as_chain,
 )
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.sparse import Sparse
 
 seeds = st.integers(0, 2**32 - 1)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_two_ends import LAYOUT, SIZE, UPLINKS, updates
 
-from lightning_lbgm.compression import Cast, Context, LookBack, RandK, Rounded, RoundResult, SignSGD, as_chain
+from lightning_lbgm.compression import Cast, Context, LookBack, RandK, RoundResult, SignSGD, as_chain
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.low_rank import LowRank
+from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.scaled import Scaled
 from lightning_lbgm.protocol.message import Message, MessageError
 

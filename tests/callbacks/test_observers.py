@@ -407,7 +407,7 @@ fit_tiny(root, LBGMFederated(num_clients=3, seed=0), Killed(), logger=logger, **
 
 def test_a_killed_run_has_its_metrics_and_a_resumed_one_its_whole_table(tmp_path):
     """Killed five seconds after the last round, which a machine five times overloaded needs to send half a second."""
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path), "5"]
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path), "5"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == -signal.SIGKILL, result.stderr
     run_id = result.stdout.split()[0]

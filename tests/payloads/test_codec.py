@@ -24,7 +24,6 @@ from lightning_lbgm.compression import (
     Quantized,
     RandK,
     RandomSparse,
-    Rounded,
     Signs,
     SignSGD,
     TopK,
@@ -46,6 +45,7 @@ from lightning_lbgm.payloads.bits import (
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients, Combination
 from lightning_lbgm.payloads.low_rank import LowRank
+from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.sparse import Sparse
 from lightning_lbgm.protocol.message import HEADER_BYTES, Message, MessageError
 

@@ -22,7 +22,7 @@ from lightning_lbgm import LBGMFederated
 from lightning_lbgm.simulation.placement import deal
 from lightning_lbgm.simulation.world import World
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FITS = ("noisy", "resumed", "alone", "diana", "rare", "loaders")
 
 # The deal

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.compression import Omitted, Quantized, RandomSparse, Rounded, Signs
+from lightning_lbgm.compression import Omitted, Quantized, RandomSparse, Signs
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Dense, Payload, inner
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients, Combination
 from lightning_lbgm.payloads.low_rank import LowRank
+from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.sparse import Sparse
 from lightning_lbgm.protocol.message import HEADER_BYTES, Message
 

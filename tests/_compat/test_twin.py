@@ -24,7 +24,7 @@ from lightning_lbgm import GradientSpaceCallback, LBGMCallback, LBGMFederated
 
 twin = pytest.importorskip("pytorch_lightning")
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PACKAGES = {"lightning": pl, "twin": twin}
 COMBINATIONS = ["".join(letters) for letters in itertools.product("LT", repeat=4)]
 

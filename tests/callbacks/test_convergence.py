@@ -34,7 +34,7 @@ from lightning_lbgm.reports.metrics import convergence_metrics
 from lightning_lbgm.reports.reports import AggregateError, ClientReport, RoundReport
 from lightning_lbgm.server.compression_error import SentError
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def watched(fit, strategy, monitor=None, **kwargs):

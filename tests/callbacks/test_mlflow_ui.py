@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, needs_browser]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROUNDS = 30
 CHARTS = {
     "comm": ["uplink_bytes", "uplink_bytes_total", "uplink_floats_total", "downlink_bytes_total", "savings"],

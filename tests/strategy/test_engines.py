@@ -23,7 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_
 
 from lightning_lbgm import LBGMFederated
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_two_ends import LAYOUT, SIZE, UPLINKS, updates
+from uplinks import LAYOUT, SIZE, UPLINKS, updates
 
 from lightning_lbgm.compression import Cast, Context, LookBack, RandK, RoundResult, SignSGD, as_chain
 from lightning_lbgm.payloads.base import Dense

@@ -152,7 +152,7 @@ class Payload(ABC):
     def to_state(self, *, copy: bool = False) -> dict[str, Any]:
         """Return the payload as built-ins and tensors, for checkpoints. Tensors are shared unless they are copied."""
         fields = {name: _field_to_state(getattr(self, name), copy) for name in self.fields}
-        return {"kind": type(self).__name__, "shapes": self.layout.shapes, **fields}
+        return {"kind": type(self).__name__, "shapes": [list(shape) for shape in self.layout.shapes], **fields}
 
     @staticmethod
     def from_state(state: dict[str, Any], layout: LayoutLike | None = None) -> Payload:

@@ -458,11 +458,6 @@ def test_a_step_that_writes_to_its_batch_writes_to_its_own(tmp_path, caplog):
 )
 def test_random_numbers_are_each_steps_own(tmp_path, caplog, draw, reason):
     class Drawing(Module):
-        drawn: list[float]
-
-        def prepare(self):
-            self.factors = set()
-
         def extra(self, loss, batch):
             return loss * draw()
 

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_lbgm._compat.twin import is_a
 from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.reports.ledger import Ledger
-from lightning_lbgm.reports.reports import RoundReport
+from lightning_lbgm.reports.reports import ClientReport, RoundReport
 
-__all__ = ["FederatedStrategy", "check_centralized", "check_federated", "strategy_of"]
+__all__ = ["FederatedCallback", "FederatedStrategy", "check_centralized", "check_federated", "strategy_of"]
 
 
 @runtime_checkable
@@ -44,6 +44,33 @@ def strategy_of(trainer: pl.Trainer) -> FederatedStrategy:
     strategy: Any = trainer.strategy
     assert isinstance(strategy, FederatedStrategy)
     return strategy
+
+
+class FederatedCallback(Callback):
+    """A callback of a federation: refuses a Trainer that has none, and sees each client's report.
+
+    Examples:
+        >>> class WorstLoss(FederatedCallback):
+        ...     def on_client_end(self, trainer, pl_module, report):
+        ...         report.metrics["loss_squared"] = report.loss**2
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a Trainer without a federation. Call it if you override it."""
+        check_federated(self, trainer)
+
+    def on_client_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: ClientReport) -> None:
+        """Called when a client of the round at hand has sent its update, in the process that trained it.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module. It holds some client's parameters, or the global ones: clients may be vectorised.
+            report: The client's. ``report.metrics`` may be added to: numbers by name, which go to the table of clients,
+                and their mean over the cohort to the loggers as ``client/<name>``.
+        """
+
+    def on_client_progress(self, trainer: pl.Trainer, done: int, total: int) -> None:
+        """Called after each client with the number of clients done, estimated over all processes, and the cohort's."""
 
 
 def check_federated(callback: Callback, trainer: pl.Trainer) -> None:

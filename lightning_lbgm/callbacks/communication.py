@@ -8,12 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_lbgm._compat.progress_bar import ClientProgress
-from lightning_lbgm.callbacks.base import FederatedStrategy, check_federated, strategy_of
+from lightning_lbgm.callbacks.base import FederatedCallback, FederatedStrategy, strategy_of
 from lightning_lbgm.callbacks.outputs import MetricCurve, writes_files
 from lightning_lbgm.callbacks.run_outputs import after_an_error, log_round, outputs_of, start_outputs
 from lightning_lbgm.compression.chain import Chain
@@ -34,7 +33,7 @@ _PROGRESS_SECONDS = 0.2
 _IN_PROGRESS_BAR = ("comm/savings", "lbgm/recycled_fraction")
 
 
-class LBGMCallback(Callback):
+class LBGMCallback(FederatedCallback):
     """Log what a federation sends, and draw it. ``LBGMFederated`` adds one where you pass none.
 
     Every round, in every logger with the round as the step, and in ``trainer.callback_metrics`` (so that
@@ -79,7 +78,7 @@ class LBGMCallback(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        check_federated(self, trainer)
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             start_outputs(trainer)
 
@@ -98,8 +97,9 @@ class LBGMCallback(Callback):
             outputs_of(trainer).log_settings(trainer, strategy_of(trainer).settings())
         self._progress_at = time.monotonic()
 
-    def on_client_end(self, trainer: pl.Trainer, done: int, total: int) -> None:
-        """Show the clients done in the progress bar; the strategy calls it after each client."""
+    @override
+    def on_client_progress(self, trainer: pl.Trainer, done: int, total: int) -> None:
+        """Show the clients done in the progress bar."""
         now = time.monotonic()
         if self._progress is not None and now - self._progress_at >= _PROGRESS_SECONDS and self._progress.is_shown:
             self._progress.show(done, total)

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from lightning_lbgm.callbacks.base import check_federated, strategy_of
+from lightning_lbgm.callbacks.base import FederatedCallback, strategy_of
 from lightning_lbgm.callbacks.outputs import writes_files
 from lightning_lbgm.callbacks.run_outputs import after_an_error, log_round, outputs_of, start_outputs
 from lightning_lbgm.figures.convergence import draw_convergence
@@ -25,7 +24,7 @@ _FIGURE = "convergence.png"
 _BINS: tuple[Merge, ...] = ("last", "mean", "max", "mean")  # of round, mean and max sent error, relative gap
 
 
-class ConvergenceMonitor(Callback):
+class ConvergenceMonitor(FederatedCallback):
     r"""Log what the paper's convergence result is about, and draw it.
 
     Theorem 1 of Azam et al. (ICLR 2022, arXiv 2202.00280) assumes that in every round, for every client k,
@@ -90,7 +89,7 @@ class ConvergenceMonitor(Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        check_federated(self, trainer)
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             strategy_of(trainer).measure_errors = True
             start_outputs(trainer)

@@ -20,11 +20,18 @@ _BLOCK = 1 << 20
 
 
 def append_csv(path: Path, rows: Sequence[Row], *, starts: bool = False) -> None:
-    """Add rows to a CSV file, with a header where it is new; ``starts`` empties it first."""
+    """Add rows to a CSV file, with a header if it is new; ``starts`` empties it first.
+
+    The columns are those of the first rows: other keys are left out, missing ones stay empty.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = starts or not path.exists()
+    columns = list(rows[0])
+    if not fresh:
+        with path.open(newline="") as file:
+            columns = next(csv.reader(file), columns)
     with path.open("w" if fresh else "a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         if fresh:
             writer.writeheader()
         writer.writerows(rows)
@@ -38,7 +45,7 @@ class JsonTable:
 
     Args:
         path: The file, made with the first rows.
-        columns: Names of the columns, which all rows have.
+        columns: Names of the columns; other keys of rows are left out, missing ones are null.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
@@ -53,7 +60,7 @@ class JsonTable:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows. Where the disk is full the file is left as it was, and ``OSError`` raised."""
-        text = b",".join(_dump([_plain(row[name]) for name in self._columns]) for row in rows)
+        text = b",".join(_dump([_plain(row.get(name)) for name in self._columns]) for row in rows)
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(self._head + _TAIL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -24,12 +24,14 @@ class LocalResult:
     Attributes:
         num_steps: Optimizer steps made.
         num_examples: Examples seen, repeats included: the weight of the loss.
+        metrics: Further numbers for the client's report, by name.
         loss_sum: Sum of each step's loss times its batch size, detached; None where no step had a loss.
     """
 
     num_steps: int = 0
     num_examples: int = 0
     loss_sum: Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
     def add(self, loss: Tensor | None, size: int) -> None:
         """Count a step on ``size`` examples and its loss; of a chunk of C clients the losses, shape ``(C,)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,13 +27,17 @@ class Decision:
         errors: LBP error, the squared sine of the angle to the look-back gradients, in [0, 1]; 1 where there is none.
         coefficients: LBC (rho) where recycled (with ``rank`` above 1 that of the newest look-back gradient), NaN where
             refreshed.
-        threshold: What the errors were compared with; None where no test decides.
+        threshold: What the errors were compared with; None if no test decides.
+        outcome: What became of the update, in a word for tables, such as ``"recycled"``.
+        metrics: Numbers for the client's report, by name.
     """
 
     recycled: tuple[bool, ...]
     errors: tuple[float, ...]
     coefficients: tuple[float, ...]
     threshold: float | None = None
+    outcome: str = "sent"
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

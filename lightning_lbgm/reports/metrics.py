@@ -26,11 +26,13 @@ def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
         "fl/cohort_size": float(len(report.clients)),
         "fl/update_norm": report.update_norm,
         "fl/rejected_clients": float(report.num_rejected),
+        **{f"client/{name}": value for name, value in report.client_metrics.items()},
     }
 
 
 def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
     """Yield a row of the clients' table for each client of a round; docs/metrics.md names the columns."""
+    names = sorted({name for client in report.clients for name in client.metrics})
     for client in report.clients:
         coefficients = [c for c in client.decision.coefficients if c == c] if client.decision else []
         yield {
@@ -44,6 +46,7 @@ def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
             "loss": client.loss,
             "num_examples": client.num_examples,
             "local_steps": client.local_steps,
+            **{f"client/{name}": client.metrics.get(name, math.nan) for name in names},
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_lbgm.compression.context import Decision
 
@@ -26,7 +26,8 @@ class ClientReport:
         downlink_bits: Bits that it received.
         decision: The look-back tests' outcome, or None where none was made.
         rejected: Whether its update was not finite, so that it was left out.
-        squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN where it was not measured, or rejected.
+        squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN if it was not measured, or rejected.
+        metrics: Further numbers by name, of the client's trainer, the stages and callbacks, which may add to it.
     """
 
     client_id: int
@@ -40,23 +41,14 @@ class ClientReport:
     decision: Decision | None = None
     rejected: bool = False
     squared_error: float = math.nan
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
-        """What it did.
-
-        ``"rejected"``, ``"sent"`` (no test), ``"recycled"``, ``"refreshed"``, ``"partly recycled"`` (by layer) or
-        ``"predicted"``.
-        """
+        """What became of its update: ``"rejected"``, ``"sent"``, or what the stage that decided calls it."""
         if self.rejected:
             return "rejected"
-        if self.decision is None:
-            return "sent"
-        if not self.decision.recycled:
-            return "predicted"
-        if all(self.decision.recycled):
-            return "recycled"
-        return "partly recycled" if any(self.decision.recycled) else "refreshed"
+        return "sent" if self.decision is None else self.decision.outcome
 
     @property
     def lbp_error(self) -> float:
@@ -115,6 +107,15 @@ class RoundReport:
         """Share of the look-back tests that recycled, in [0, 1]; 0 where none was made."""
         recycled = [flag for c in self.clients if c.decision for flag in c.decision.recycled]
         return sum(recycled) / len(recycled) if recycled else 0.0
+
+    @property
+    def client_metrics(self) -> dict[str, float]:
+        """Mean of each of the clients' further metrics, by name, over the clients that have it."""
+        values: dict[str, list[float]] = {}
+        for client in self.clients:
+            for name, value in client.metrics.items():
+                values.setdefault(name, []).append(value)
+        return {name: mean_or_nan(numbers) for name, numbers in sorted(values.items())}
 
     @property
     def lbp_error_mean(self) -> float:

@@ -1,1 +1,6 @@
-"""The server: aggregation of decoded updates, the server optimizer, buffers and the error of compression."""
+"""Server: aggregation of decoded updates, the server optimizer, buffers and the error of compression."""
+
+from lightning_lbgm.server.aggregation import Aggregator, WeightedMean
+from lightning_lbgm.server.median import CoordinateMedian
+
+__all__ = ["Aggregator", "CoordinateMedian", "WeightedMean"]

@@ -1,9 +1,9 @@
-"""The server: a streamed weighted mean of decoded updates, and the server optimizer."""
+"""Server step: aggregation of decoded updates, and the server optimizer."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.payloads.base import Payload, inner
+from lightning_lbgm.server.aggregation import Aggregator, Ranks, WeightedMean
 
 __all__ = ["Server", "ServerOptimizer"]
 
@@ -20,31 +21,35 @@ ServerOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class Server:
-    """Average the clients' updates as they arrive, then step the global parameters along the average.
+    """Aggregate the clients' updates as they arrive, then step the global parameters along the aggregate.
 
-    It holds three vectors of shape ``(M,)``, whatever the number of clients: the global parameters (theta), those
-    before the last step, and the running sum. The average is the gradient of the server optimizer; ``SGD(lr=1)`` makes
-    it FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629), another one FedOpt (Reddi et al., ICLR 2021, arXiv
-    2003.00295).
+    With the weighted mean it holds three vectors of shape ``(M,)``, whatever the number of clients: the global
+    parameters (theta), those before the last step, and the running sum. The aggregate is the gradient of the server
+    optimizer; ``SGD(lr=1)`` makes it FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629), another one FedOpt (Reddi
+    et al., ICLR 2021, arXiv 2003.00295).
 
     Args:
         flat: The parameters.
         make_optimizer: Called with one ``nn.Parameter`` for each trainable tensor, in the module's order and shape.
             None: ``SGD(lr=1)``.
+        aggregation: The aggregation rule, which is copied. None: ``WeightedMean()``.
     """
 
-    def __init__(self, flat: FlatParameters, make_optimizer: ServerOptimizer | None = None) -> None:
+    def __init__(
+        self,
+        flat: FlatParameters,
+        make_optimizer: ServerOptimizer | None = None,
+        aggregation: Aggregator | None = None,
+    ) -> None:
         self.flat = flat
         self.server_params = flat.read()
-        self._sum = torch.zeros_like(self.server_params)
+        self.aggregator = WeightedMean() if aggregation is None else copy.deepcopy(aggregation)
+        self._mean_update: Tensor | None = None
         self._before = torch.empty_like(self.server_params)  # theta before the step, to take it back
         self._optimizer_before: dict[Any, Any] | None = None
         self._total_weight = 0.0
-        self._num_received = 0
-        parameters = [nn.Parameter(view) for view in flat.views(self.server_params)]
-        for parameter, gradient in zip(parameters, flat.views(self._sum)):
-            parameter.grad = gradient
-        self.optimizer = (make_optimizer or _fedavg)(parameters)
+        self._parameters = [nn.Parameter(view) for view in flat.views(self.server_params)]
+        self.optimizer = (make_optimizer or _fedavg)(self._parameters)
         if not isinstance(self.optimizer, Optimizer):
             raise TypeError(
                 "`server_optimizer` must be a callable that takes parameters and returns a `torch.optim.Optimizer`,"
@@ -56,59 +61,51 @@ class Server:
         """Weight of the updates received in this round, 1 where no client was left out."""
         return self._total_weight
 
-    def begin_round(self) -> None:
-        """Take the module's parameters as the global ones, for callbacks may have changed them, and clear the sum."""
+    def begin_round(self, cohort_size: int) -> None:
+        """Take the module's parameters as the global ones, for callbacks may have changed them, and start a round."""
         self.flat.read(self.server_params)
-        self._sum.zero_()
+        self.aggregator.begin(self.server_params, cohort_size)
         self._optimizer_before = None
         self._total_weight = 0.0
-        self._num_received = 0
+        self._mean_update = None
 
     def receive(self, update: Payload, weight: float) -> None:
-        """Add a decoded update with its client's weight omega_k, which sum to 1 over the cohort."""
-        update.add_to(self._sum, weight)
+        """Take a decoded update with its client's weight omega_k, which sum to 1 over the cohort."""
+        self.aggregator.receive(update, weight)
         self._total_weight += weight
-        self._num_received += 1
 
-    def combine(self, weights: Iterable[float], all_reduce_sum: Callable[[Tensor], None]) -> None:
-        """Add up what several processes have received.
+    def merge(self, ranks: Ranks, weights: Sequence[float]) -> None:
+        """Put together what several processes have received.
 
         Args:
+            ranks: The processes.
             weights: The weight of each update received anywhere, in the same order in each process.
-            all_reduce_sum: Replaces a tensor by its sum over the processes.
         """
-        weights = list(weights)
-        all_reduce_sum(self._sum)
-        self._total_weight, self._num_received = sum(weights), len(weights)
+        self.aggregator.merge(ranks, weights)
+        self._total_weight = sum(weights)
 
     @torch.no_grad()
-    def mean_update(self, cohort_size: int) -> Tensor | None:
-        """Finish the average and return it, shape ``(M,)``, valid until the next round; None where none was received.
-
-        Weights renormalise where fewer than ``cohort_size`` updates were received.
-        """
-        if self._total_weight <= 0:
-            return None
-        if self._num_received < cohort_size:
-            self._sum.div_(self._total_weight)
-            self._num_received = cohort_size
-        return self._sum
+    def finish(self) -> Tensor | None:
+        """Finish the aggregation and return it, shape ``(M,)``, valid until the next round; None if there is none."""
+        self._mean_update = self.aggregator.finish()
+        return self._mean_update
 
     @torch.no_grad()
-    def step(self, cohort_size: int) -> float:
-        """Make the server's step along ``mean_update`` and write the global parameters into the module.
+    def step(self) -> float:
+        """Make the server's step along what ``finish`` returned and write the global parameters into the module.
 
-        Where no update was received, the parameters stay.
+        If no update was received, the parameters stay.
 
         Returns:
-            The L2 norm of the average update.
+            The L2 norm of the aggregated update.
         """
-        norm = 0.0
-        mean = self.mean_update(cohort_size)
+        norm, mean = 0.0, self._mean_update
         if mean is not None:
             norm = inner(mean, mean) ** 0.5
             self._before.copy_(self.server_params)
             self._optimizer_before = {key: copy.deepcopy(entry) for key, entry in self.optimizer.state.items()}
+            for parameter, gradient in zip(self._parameters, self.flat.views(mean)):
+                parameter.grad = gradient
             self.optimizer.step()
         self.flat.write(self.server_params)
         return norm

@@ -111,7 +111,7 @@ def load(federation: Federation, state: dict[str, Any], work: Mapping[int, int] 
     federation.ledger = Ledger(**state["ledger"])
     federation.server.load_state_dict(state["server"])
     federation.shared = to_device(state["uplink"], device)
-    federation.uses = LeastRecentlyUsed(federation.uplink.capacity, state.get("uses", []))
+    federation.uses = LeastRecentlyUsed(federation.uses.capacity, state.get("uses", []))
     if "buffers" in state:  # checkpoints of earlier versions have none
         federation.buffers.load_state_dict(state["buffers"])
     clients = state["clients"]

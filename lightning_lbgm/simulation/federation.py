@@ -53,6 +53,8 @@ class Federation:
         weighting: ``"examples"``, omega_k = n_k / sum(n_j) over the cohort; or ``"uniform"``.
         seed: The run's seed.
         world: The processes. None: this one alone.
+        store: Where clients' states are kept: ``"memory"`` or a directory.
+        capacity: Clients of which both ends remember what was sent; None: all.
     """
 
     def __init__(
@@ -64,6 +66,9 @@ class Federation:
         weighting: Literal["examples", "uniform"],
         seed: int,
         world: World | None = None,
+        *,
+        store: str = "memory",
+        capacity: int | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
@@ -74,9 +79,9 @@ class Federation:
         self.world = world or World()
         self.round_index = 0
         self.ledger = Ledger()
-        self.clients = open_client_states(uplink.store, flat.device)
+        self.clients = open_client_states(store, flat.device)
         self.homes: dict[int, int] = {}  # the rank that holds a client's state, of all clients
-        self.uses = LeastRecentlyUsed(uplink.capacity)
+        self.uses = LeastRecentlyUsed(capacity)
         self.shared = uplink.init_shared()
         self._errors: SentError | None = None  # where they are measured
         self._reports: list[ClientReport] = []
@@ -87,7 +92,7 @@ class Federation:
         self,
         round_: Round,
         trainer: ClientTrainer,
-        on_client_end: Callable[[int, int], None] | None = None,
+        on_client_end: Callable[[ClientReport, int, int], None] | None = None,
         measure_errors: bool = False,
     ) -> Tensor:
         """Run the client phase of a round: local training, uplink, and the streamed sum on the server.
@@ -97,7 +102,7 @@ class Federation:
         Args:
             round_: The cohort and its data.
             trainer: Trains the clients.
-            on_client_end: Called with the number of clients done and the size of the cohort.
+            on_client_end: Called with each client's report, the number of clients done and the size of the cohort.
             measure_errors: Whether to compare what the server decodes with the exact updates, for the report; the same
                 on every rank. It takes two vectors of shape ``(M,)`` and a few passes over each update.
 
@@ -108,7 +113,7 @@ class Federation:
         self._reports = []
         self.undo = RoundUndo(self)
         self.in_round = True
-        self.server.begin_round()
+        self.server.begin_round(len(round_.cohort))
         self.buffers.begin_round()
         self._errors = SentError(self.server.server_params) if measure_errors else None
         weights = self._weights(round_)
@@ -135,8 +140,8 @@ class Federation:
                             loss_sum = loss_sum + update.local.loss_sum
                             loss_weight += update.local.num_examples
                     if on_client_end is not None:
-                        # The share stands for the whole: the others are about as far.
-                        on_client_end(len(self._reports) * len(weights) // len(share.cohort), len(weights))
+                        # Estimate the cohort's progress from this rank's share.
+                        on_client_end(report, len(self._reports) * len(weights) // len(share.cohort), len(weights))
             if self.world.size > 1:
                 loss_sum, loss_weight = self._combine(trainer.capture, weights, loss_sum, loss_weight)
         except BaseException:
@@ -175,7 +180,7 @@ class Federation:
         parts = self.world.gather(own, f"round {self.round_index}")
         self._reports = sorted((r for part in parts for r in part["reports"]), key=lambda report: report.client_id)
         sent = [weights[report.client_id] for report in self._reports if not report.rejected]
-        self.server.combine(sent, self.world.all_reduce_sum)
+        self.server.merge(self.world, sent)
         if self._errors is not None:
             self._errors.combine(self.world.all_reduce_sum)
         self.buffers.combine([part["buffers"] for part in parts], self.world.all_reduce_sum)
@@ -195,10 +200,10 @@ class Federation:
             raise
 
     def _finish_round(self) -> RoundReport:
-        self._end_uplink_round()
-        mean_update = self.server.mean_update(len(self._reports))
+        mean_update = self.server.finish()
+        self._end_uplink_round(mean_update)
         error = self._errors.finish(mean_update, self.server.total_weight) if self._errors is not None else None
-        norm = self.server.step(len(self._reports))
+        norm = self.server.step()
         self.buffers.finish_round(self.server.total_weight)
         report = RoundReport(self.round_index, tuple(self._reports), norm, error)
         self.ledger.record(report)
@@ -226,9 +231,8 @@ class Federation:
         self.in_round = False
         return undo.restore()
 
-    def _end_uplink_round(self) -> None:
+    def _end_uplink_round(self, mean_update: Tensor | None) -> None:
         """Let the stages learn from the round what concerns all clients."""
-        mean_update = self.server.mean_update(len(self._reports))
         if mean_update is None:
             return
         sent = [report for report in self._reports if not report.rejected]
@@ -318,6 +322,7 @@ class Federation:
             decision=decision,
             rejected=rejected,
             squared_error=squared_error,
+            metrics={**local.metrics, **(decision.metrics if decision else {})},
         )
 
     def state_dict(self, clients_folder: Path | None = None) -> dict[str, Any]:

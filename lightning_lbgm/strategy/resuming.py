@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from lightning_lbgm.data.feed import Feed
-from lightning_lbgm.simulation import checkpoint as snapshot
-from lightning_lbgm.simulation.federation import Federation
-from lightning_lbgm.strategy.identity import is_same
-from lightning_lbgm.strategy.settings import identify_federation
-
-if TYPE_CHECKING:
-    from lightning_lbgm.strategy.federated import LBGMFederated
+from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_lbgm.strategy.identity import show
+from lightning_lbgm.data.feed import Feed
+from lightning_lbgm.simulation.checkpoint import damaged
+from lightning_lbgm.simulation.federation import Federation
+from lightning_lbgm.strategy.identity import is_same, show
+from lightning_lbgm.strategy.settings import Settings
 
-__all__ = ["check_same_federation", "identify_run", "resume", "warn_of_changed_rate"]
-
-
-def identify_run(
-    strategy: LBGMFederated, federation: Federation, feed: Feed, version: int = snapshot.VERSION
-) -> dict[str, Any]:
-    """Return what must agree for a checkpoint's clients to be this federation's, as that format of checkpoints says it.
-
-    Call it before the first round: stages and optimizers are described as they were made.
-    """
-    return identify_federation(
-        num_clients=feed.num_clients,
-        partitioner=strategy.split,
-        partition=feed.fingerprint(),
-        uplink=strategy.uplink,
-        buffers=strategy.buffers,
-        server_optimizer=federation.server.optimizer,
-        seed=federation.seed,
-        num_parameters=federation.flat.num_parameters,
-        version=version,
-    )
+__all__ = ["resume"]
 
 
-def resume(strategy: LBGMFederated, federation: Federation, feed: Feed, restored: dict[str, Any]) -> None:
+def resume(settings: Settings, federation: Federation, feed: Feed, restored: dict[str, Any]) -> None:
     """Continue a fresh federation from a checkpoint's state.
 
     Raises:
@@ -49,22 +24,22 @@ def resume(strategy: LBGMFederated, federation: Federation, feed: Feed, restored
         ValueError: If the state cannot be read.
     """
     identity, optimizer = restored["identity"], federation.server.optimizer
-    current = identify_run(strategy, federation, feed, restored.get("version", 0))
-    check_same_federation(identity, current)
+    current = settings.identify(federation, feed, restored.get("version", 0))
+    _check_same(identity, current)
     rates = [group.get("lr") for group in optimizer.param_groups]
     work = {client_id: feed.work(client_id) for client_id in range(feed.num_clients)}
     try:
         federation.load_state_dict(restored, work)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise snapshot.damaged(None, f"{type(error).__name__}: {error}") from error
+        raise damaged(None, f"{type(error).__name__}: {error}") from error
     if "server_lr" in identity and not is_same(identity["server_lr"], current["server_lr"]):
         # Restoring an optimizer's state brings back the checkpoint's rate, which would hold instead of the new one.
-        warn_of_changed_rate(identity["server_lr"], current["server_lr"])
+        _warn_of_rate(identity["server_lr"], current["server_lr"])
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate
 
 
-def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> None:
+def _check_same(restored: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuse a checkpoint whose clients' state does not fit the current settings.
 
     Args:
@@ -89,7 +64,7 @@ def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> 
         )
 
 
-def warn_of_changed_rate(before: list[Any], now: list[Any]) -> None:
+def _warn_of_rate(before: list[Any], now: list[Any]) -> None:
     """Warn that the server optimizer goes on with another learning rate than the checkpoint's."""
     rank_zero_warn(
         f"The server optimizer goes on with the learning rate {_one(now)} of `LBGMFederated(server_optimizer=...)`; the"

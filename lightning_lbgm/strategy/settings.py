@@ -1,65 +1,148 @@
-"""The federation's settings: checks that need neither data nor a Trainer, and what a checkpoint compares."""
+"""Settings of a federation: validated, described for loggers, and identified for checkpoints, in one place."""
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_lbgm.compression.chain import Chain, as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
+from lightning_lbgm.core.describe import describe_callable, describe_optimizer
+from lightning_lbgm.core.validation import class_hint
+from lightning_lbgm.data.cohort import resolve_cohort_size
+from lightning_lbgm.data.feed import Feed
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
+from lightning_lbgm.server.aggregation import Aggregator
+from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.identity import identify, identify_optimizer
 
-__all__ = ["check_settings", "describe_changes", "identify_federation", "with_hints"]
-
-_Init = TypeVar("_Init", bound=Callable[..., None])
-
-_LOOK_BACK = ("threshold", "granularity", "rank", "max_age", "rowwise", "store", "dtype", "capacity")
-_HINTS = {
-    **{name: f"`uplink=[LookBack({name}=...)]`" for name in _LOOK_BACK},
-    **dict.fromkeys(("delta", "error_tol"), "`uplink=[LookBack(threshold=...)]`"),
-    **dict.fromkeys(("fraction", "k", "topk", "top_k", "sparsity"), "`uplink=[TopK(fraction=...), LookBack()]`"),
-    **dict.fromkeys(("compressor", "compressors", "compression", "stages"), "`uplink=[...]`, a list of stages"),
-    **dict.fromkeys(
-        ("classes_per_client", "alpha", "labels", "client_ids"),
-        "`partitioner=PathologicalPartitioner(3)` or another partitioner, which takes it",
-    ),
-    **dict.fromkeys(("cohort_size", "fraction_fit", "fraction_train", "participation"), "`clients_per_round=...`"),
-    **dict.fromkeys(
-        ("lr", "server_lr"),
-        "`server_optimizer=functools.partial(torch.optim.SGD, lr=...)` for the server,"
-        " or the module's `configure_optimizers` for the clients",
-    ),
-    **dict.fromkeys(("batch_size", "num_workers", "shuffle"), "the training `DataLoader(...)`"),
-    **dict.fromkeys(("rounds", "num_rounds", "max_rounds"), "`Trainer(max_epochs=...)`, which counts rounds"),
-    **dict.fromkeys(("accelerator", "devices", "num_nodes", "precision"), "`Trainer(...)`"),
-}
+__all__ = ["Settings", "describe_changes"]
 
 
-def with_hints(init: _Init) -> _Init:
-    """Say in the error for an unknown keyword argument where the setting belongs."""
-    known = [name for name in inspect.signature(init).parameters if name != "self"]
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of ``LBGMFederated``, which documents them.
 
-    @functools.wraps(init)
-    def init_with_hints(self: Any, *args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(_unknown(type(self).__name__, name, known))
-        init(self, *args, **kwargs)
+    Raises:
+        TypeError: If one has the wrong type.
+        ValueError: If one is out of range, or two exclude each other.
+    """
 
-    return cast(_Init, init_with_hints)
+    num_clients: int | None
+    partitioner: Partitioner | None
+    uplink: Chain
+    clients_per_round: int | float | None
+    local_epochs: int | None
+    local_steps: int | None
+    server_optimizer: Callable[[Iterable[Parameter]], Optimizer] | None
+    weighting: Literal["examples", "uniform"]
+    buffers: Literal["average", "server", "client"]
+    rounds_per_epoch: int
+    seed: int | None
+    execution: Literal["sequential", "vectorized", "auto"]
+    vectorized_chunk: int | None
+    aggregation: Aggregator | None
+    client_store: str
+    client_capacity: int | None
 
+    def __post_init__(self) -> None:
+        _check_clients(self)
+        _check_local_work(self)
+        _check_server(self)
+        _check_execution(self)
+        resolve_cohort_size(self.num_clients, self.clients_per_round)
 
-def _unknown(owner: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = _HINTS.get(name) or (f"`{close[0]}=...`" if close else None)
-    remedy = f"Use {hint}." if hint else f"It takes {', '.join(f'`{argument}`' for argument in known)}."
-    return f"`{owner}({name}=...)`: there is no such argument. {remedy}"
+    @property
+    def epochs(self) -> int | None:
+        """Passes of a client over its examples in a round; None if its steps are counted."""
+        return self.local_epochs or (1 if self.local_steps is None else None)
+
+    @property
+    def store(self) -> str:
+        """Where clients' states are kept; a stage may still name it."""
+        return self.client_store if self.client_store != "memory" else self.uplink.store
+
+    @property
+    def capacity(self) -> int | None:
+        """Clients of which both ends remember what was sent; a stage may still name it."""
+        return self.client_capacity or self.uplink.capacity
+
+    def split(self, feed: Feed | None = None) -> Partitioner | str:
+        """Return the partitioner, or in words that each client has a loader of its own.
+
+        Args:
+            feed: The feed, once there is one: a list of loaders may be as long as ``num_clients``.
+        """
+        if self.num_clients is None or (feed is not None and feed.client_names is not None):
+            return "a loader for each client"
+        return self.partitioner or IIDPartitioner()
+
+    def describe(self, feed: Feed | None, federation: Federation | None, seed: int) -> dict[str, Any]:
+        """Return the resolved settings as plain values, for loggers."""
+        num_clients = self.num_clients if feed is None else feed.num_clients
+        described: dict[str, Any] = {
+            "num_clients": num_clients,
+            "partitioner": str(self.split(feed)),
+            "uplink": repr(self.uplink),
+            "clients_per_round": resolve_cohort_size(num_clients, self.clients_per_round),
+            "local_epochs": self.epochs,
+            "local_steps": self.local_steps,
+            "server_optimizer": self._describe_server_optimizer(federation),
+            "weighting": self.weighting,
+            "buffers": self.buffers,
+            "rounds_per_epoch": self.rounds_per_epoch,
+            "seed": seed,
+            "execution": self.execution,
+            "vectorized_chunk": self.vectorized_chunk,
+        }
+        if self.aggregation is not None:
+            described["aggregation"] = repr(self.aggregation)
+        if self.client_store != "memory":
+            described["client_store"] = self.client_store
+        if self.client_capacity is not None:
+            described["client_capacity"] = self.client_capacity
+        if federation is not None:
+            described["num_parameters"] = federation.flat.num_parameters
+        return described
+
+    def _describe_server_optimizer(self, federation: Federation | None) -> str:
+        if federation is not None:
+            return describe_optimizer(federation.server.optimizer)
+        return describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)"
+
+    def identify(self, federation: Federation, feed: Feed, version: int) -> dict[str, Any]:
+        """Return what must agree for a checkpoint's clients to be this federation's, as values that can be compared.
+
+        ``server_lr`` may differ: the new one holds. Call it before the first round: stages and optimizers are described
+        as they were made.
+
+        Args:
+            federation: The federation.
+            feed: Its clients' data.
+            version: Format of the checkpoint; that of 0 had representations.
+        """
+        optimizer, partitioner = federation.server.optimizer, self.split(feed)
+        identity: dict[str, Any] = {
+            "num_clients": feed.num_clients,
+            "seed": federation.seed,
+            "num_parameters": federation.flat.num_parameters,
+        }
+        if version == 0:
+            reprs = {"partitioner": repr(partitioner), "uplink": repr(self.uplink.without_store())}
+            return {**identity, **reprs, "server_optimizer": type(optimizer).__name__, "partition": feed.fingerprint()}
+        return {
+            **identity,
+            "partitioner": identify(partitioner),
+            "partition": feed.fingerprint(),
+            "uplink": identify(self.uplink),
+            "buffers": self.buffers,
+            "server_optimizer": identify_optimizer(optimizer),
+            "server_lr": [identify(group.get("lr")) for group in optimizer.param_groups],
+        }
 
 
 def describe_changes(settings: dict[str, Any]) -> str:
@@ -81,26 +164,8 @@ def describe_changes(settings: dict[str, Any]) -> str:
     return f"{settings['num_parameters']:,} parameters, {call}"
 
 
-def check_settings(
-    *,
-    num_clients: Any,
-    partitioner: Any,
-    local_epochs: Any,
-    local_steps: Any,
-    server_optimizer: Any,
-    weighting: Any,
-    buffers: Any,
-    rounds_per_epoch: Any,
-    seed: Any,
-    execution: Any,
-    vectorized_chunk: Any,
-) -> None:
-    """Check the arguments of ``LBGMFederated`` that do not check themselves.
-
-    Raises:
-        TypeError: If one has the wrong type.
-        ValueError: If one is out of range, or both ``local_epochs`` and ``local_steps`` are given.
-    """
+def _check_clients(settings: Settings) -> None:
+    num_clients, partitioner = settings.num_clients, settings.partitioner
     if num_clients is not None:
         _check_positive("num_clients", num_clients)
     elif partitioner is not None:
@@ -109,78 +174,58 @@ def check_settings(
             f" `partitioner={partitioner!r}` deals the examples of one loader. Pass one of them: `num_clients=...` with"
             " the partitioner, or no partitioner."
         )
-    _check_positive("rounds_per_epoch", rounds_per_epoch)
-    for name, value in (("local_epochs", local_epochs), ("local_steps", local_steps)):
-        if value is not None:
-            _check_positive(name, value)
+    if partitioner is not None and not isinstance(partitioner, Partitioner):
+        raise TypeError(
+            f"`partitioner` must be a `Partitioner` such as `PathologicalPartitioner(3)`; got {partitioner!r}."
+        )
+    _check_positive("client_capacity", settings.client_capacity, optional=True)
+    if not isinstance(settings.client_store, str) or not settings.client_store:
+        raise TypeError(f"`client_store` must be 'memory' or a directory; got {settings.client_store!r}.")
+
+
+def _check_local_work(settings: Settings) -> None:
+    local_epochs, local_steps, seed = settings.local_epochs, settings.local_steps, settings.seed
+    _check_positive("rounds_per_epoch", settings.rounds_per_epoch)
+    _check_positive("local_epochs", local_epochs, optional=True)
+    _check_positive("local_steps", local_steps, optional=True)
     if local_epochs is not None and local_steps is not None:
         raise ValueError(
             f"`local_epochs={local_epochs}` and `local_steps={local_steps}` both say how long a client trains in a"
             " round: pass one of them."
         )
-    if partitioner is not None and not isinstance(partitioner, Partitioner):
-        raise TypeError(
-            f"`partitioner` must be a `Partitioner` such as `PathologicalPartitioner(3)`; got {partitioner!r}."
-        )
-    if server_optimizer is not None and (isinstance(server_optimizer, Optimizer) or not callable(server_optimizer)):
-        raise TypeError(
-            "`server_optimizer` must be a callable that takes parameters and returns a `torch.optim.Optimizer`,"
-            f" such as `lambda params: torch.optim.Adam(params, lr=0.01)`; got {server_optimizer!r}."
-        )
-    if weighting not in ("examples", "uniform"):
-        raise ValueError(f"`weighting` must be 'examples' or 'uniform'; got {weighting!r}.")
-    if buffers not in ("average", "server", "client"):
-        raise ValueError(f"`buffers` must be 'average', 'server' or 'client'; got {buffers!r}.")
-    if execution not in ("sequential", "vectorized", "auto"):
-        raise ValueError(f"`execution` must be 'sequential', 'vectorized' or 'auto'; got {execution!r}.")
-    if vectorized_chunk is not None:
-        _check_positive("vectorized_chunk", vectorized_chunk)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"`seed` must be an int or None; got {seed!r}.")
 
 
-def _check_positive(name: str, value: Any) -> None:
+def _check_server(settings: Settings) -> None:
+    optimizer, aggregation = settings.server_optimizer, settings.aggregation
+    if optimizer is not None and (isinstance(optimizer, Optimizer) or not callable(optimizer)):
+        raise TypeError(
+            "`server_optimizer` must be a callable that takes parameters and returns a `torch.optim.Optimizer`,"
+            f" such as `lambda params: torch.optim.Adam(params, lr=0.01)`; got {optimizer!r}."
+        )
+    if aggregation is not None and not isinstance(aggregation, Aggregator):
+        raise TypeError(
+            f"`aggregation` must be an `Aggregator` such as `WeightedMean()`; got {aggregation!r}."
+            f"{class_hint(aggregation, Aggregator)}"
+        )
+    _check_choice("weighting", settings.weighting, ("examples", "uniform"))
+    _check_choice("buffers", settings.buffers, ("average", "server", "client"))
+
+
+def _check_execution(settings: Settings) -> None:
+    _check_choice("execution", settings.execution, ("sequential", "vectorized", "auto"))
+    _check_positive("vectorized_chunk", settings.vectorized_chunk, optional=True)
+
+
+def _check_positive(name: str, value: Any, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
 
 
-def identify_federation(
-    *,
-    num_clients: int,
-    partitioner: Partitioner | str,
-    partition: str,
-    uplink: Chain,
-    buffers: str,
-    server_optimizer: Optimizer,
-    seed: int,
-    num_parameters: int,
-    version: int,
-) -> dict[str, Any]:
-    """Return what must agree for a checkpoint's clients to be this federation's, as values that can be compared.
-
-    ``server_lr`` may differ: the new one holds.
-
-    Args:
-        num_clients: K.
-        partitioner: The partitioner.
-        partition: Fingerprint of which examples are whose.
-        uplink: The stages.
-        buffers: What becomes of buffers.
-        server_optimizer: As it was made, before its first step.
-        seed: The run's seed.
-        num_parameters: M.
-        version: Format of the checkpoint; that of 0 had representations.
-    """
-    identity: dict[str, Any] = {"num_clients": num_clients, "seed": seed, "num_parameters": num_parameters}
-    if version == 0:
-        reprs = {"partitioner": repr(partitioner), "uplink": repr(uplink.without_store())}
-        return {**identity, **reprs, "server_optimizer": type(server_optimizer).__name__, "partition": partition}
-    return {
-        **identity,
-        "partitioner": identify(partitioner),
-        "partition": partition,
-        "uplink": identify(uplink),
-        "buffers": buffers,
-        "server_optimizer": identify_optimizer(server_optimizer),
-        "server_lr": [identify(group.get("lr")) for group in server_optimizer.param_groups],
-    }
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"`{name}` must be {', '.join(others)} or {last}; got {value!r}.")

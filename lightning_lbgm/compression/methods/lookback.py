@@ -7,6 +7,7 @@ Low-Rank?", ICLR 2022 (arXiv 2202.00280), Algorithm 1. ``rank`` above 1 is this 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -54,14 +55,11 @@ class LookBack(Stage):
             recycles more of noisy updates (see docs/choosing.md).
         max_age: Rounds in a row that a test may recycle; then the update goes in full. None: any number.
         rowwise: Whether each row of a parameter matrix has coefficients of its own.
-        store: Where clients' states are kept: ``"memory"``, or a directory, for more clients than memory holds. Each
-            client's whole state lies there then (residuals of ``ErrorFeedback`` too), in a sub-folder of the run that
-            goes with it, and only the client at hand is in memory. Results are the same bit for bit.
+        store: Deprecated: ``LBGMFederated(client_store=...)``.
         dtype: Dtype that LBGs are kept in at both ends, ``torch.bfloat16``, ``torch.float16`` or its name: half the
             memory. Tests and coefficients are those of the rounded LBGs; an update that goes in full is applied as it
             was sent. None: as sent.
-        capacity: Clients whose LBGs are kept. Those of the client whose last cohort is longest ago go first; its next
-            update goes in full. None: all.
+        capacity: Deprecated: ``LBGMFederated(client_capacity=...)``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -107,6 +105,13 @@ class LookBack(Stage):
             raise TypeError(f"`LookBack(store=...)` must be 'memory' or a directory; got {store!r}.")
         if not str(store):
             raise ValueError("`LookBack(store='')` names no directory: pass 'memory' or a directory.")
+        if str(store) != "memory" or capacity is not None:
+            warnings.warn(
+                "`LookBack(store=..., capacity=...)` go in the next version: where clients' states are kept, and of how"
+                " many, are settings of the federation, `LBGMFederated(client_store=..., client_capacity=...)`.",
+                FutureWarning,
+                stacklevel=2,
+            )
         self.store = os.fspath(store)
         self.dtype = None if dtype is None else check_format("LookBack", dtype)
         self.capacity = None if capacity is None else check_count("LookBack", "capacity", capacity)
@@ -144,7 +149,7 @@ class LookBack(Stage):
         recycled = tuple(coefficient == coefficient for coefficient in newest)
         return Encoded(
             Blocks(sent, update.layout) if self.granularity == "layer" else sent[0],
-            Decision(recycled, tuple(errors), tuple(newest), threshold),
+            Decision(recycled, tuple(errors), tuple(newest), threshold, _outcome(recycled)),
             # One LBG that is replaced, everywhere, refers to nothing.
             reads=known and (any(recycled) or self.rank > 1),
             writes=not all(recycled),
@@ -211,6 +216,12 @@ class LookBack(Stage):
         if basis is None or part.values.numel() != wanted:
             raise MessageError(f"The message has {part.values.numel()} look-back coefficients, not {wanted}.")
         return self._span.combination(basis, part.values, part.layout)
+
+
+def _outcome(recycled: tuple[bool, ...]) -> str:
+    if all(recycled):
+        return "recycled"
+    return "partly recycled" if any(recycled) else "refreshed"
 
 
 def _num_bytes(payload: Payload) -> int:

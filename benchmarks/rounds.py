@@ -133,13 +133,13 @@ def stores(quick: bool) -> Iterator[Row]:
     workload = workloads(quick)[0]
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, dict[str, Any]] = {
-            "in bfloat16": {"dtype": torch.bfloat16},
-            "on disk": {"store": folder},
-            "at most 50 of 100 clients": {"capacity": workload.num_clients // 2},
+            "in bfloat16": {"uplink": [LookBack(0.2, dtype=torch.bfloat16)]},
+            "on disk": {"client_store": folder},
+            "at most 50 of 100 clients": {"client_capacity": workload.num_clients // 2},
         }
         contestants = {"in memory": partial(ours, workload, [LookBack(0.2)], **sequential())}
         for name, options in settings.items():
-            contestants[name] = partial(ours, workload, [LookBack(0.2, **options)], **sequential())
+            contestants[name] = partial(ours, workload, **{"uplink": [LookBack(0.2)], **options}, **sequential())
         seconds = take_turns(contestants, rounds=3 if quick else 8, warmup=2)
         for name in settings:
             yield {

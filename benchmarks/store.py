@@ -67,7 +67,9 @@ def run_case(args: argparse.Namespace, clients: int, store: str, dtype: str) -> 
         where = directory if store == "disk" else "memory"
         strategy = LBGMFederated(
             num_clients=clients,
-            uplink=[LookBack(0.2, store=where, dtype=None if dtype == "float32" else dtype, capacity=args.capacity)],
+            uplink=[LookBack(0.2, dtype=None if dtype == "float32" else dtype)],
+            client_store=where,
+            client_capacity=args.capacity,
             clients_per_round=min(clients, args.cohort),
             seed=0,
         )

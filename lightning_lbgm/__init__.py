@@ -9,6 +9,7 @@ from lightning_lbgm.__about__ import __version__
 from lightning_lbgm._compat.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from lightning_lbgm.callbacks.base import FederatedCallback
     from lightning_lbgm.callbacks.communication import LBGMCallback
     from lightning_lbgm.callbacks.convergence import ConvergenceMonitor
     from lightning_lbgm.callbacks.gradient_space import GradientSpaceCallback
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         TopK,
     )
     from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
+    from lightning_lbgm.server import CoordinateMedian, WeightedMean
     from lightning_lbgm.strategy.federated import LBGMFederated
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "QSGD",
     "Cast",
     "ConvergenceMonitor",
+    "CoordinateMedian",
     "DirichletPartitioner",
     "ErrorFeedback",
+    "FederatedCallback",
     "GradientSpaceCallback",
     "IIDPartitioner",
     "LBGMCallback",
@@ -52,15 +56,18 @@ __all__ = [
     "SignSGD",
     "TargetSavings",
     "TopK",
+    "WeightedMean",
     "__version__",
 ]
 
 # Names are resolved when they are asked for (PEP 562), so that the rooms without Lightning can be imported without it.
 _ROOMS = {
     "ConvergenceMonitor": "callbacks.convergence",
+    "FederatedCallback": "callbacks.base",
     "GradientSpaceCallback": "callbacks.gradient_space",
     "LBGMCallback": "callbacks.communication",
     "LBGMFederated": "strategy.federated",
+    **dict.fromkeys(("CoordinateMedian", "WeightedMean"), "server"),
     **dict.fromkeys(
         ("DirichletPartitioner", "IIDPartitioner", "NaturalPartitioner", "PathologicalPartitioner"), "data"
     ),

@@ -132,7 +132,9 @@ def noisy_strategy(folder: Path) -> LBGMFederated:
         partitioner=DirichletPartitioner(0.5),
         clients_per_round=5,
         local_steps=3,
-        uplink=[ErrorFeedback(TopK(0.5)), LookBack(0.6, store=str(folder / "store"), capacity=6)],
+        uplink=[ErrorFeedback(TopK(0.5)), LookBack(0.6)],
+        client_store=str(folder / "store"),
+        client_capacity=6,
         server_optimizer=lambda params: torch.optim.SGD(params, lr=0.9, momentum=0.5),
     )
 

@@ -106,10 +106,15 @@ def test_the_settings_of_the_uplink_family_come_from_a_config(tmp_path):
         " max_age=4, rowwise=True)]"
     )
 
-    large = stage("LookBack", store=str(tmp_path / "store"), dtype="torch.bfloat16", capacity=2)
-    strategy = stage("LBGMFederated", num_clients=3, uplink=[large])
-    chain = run(tmp_path, strategy).trainer.strategy.uplink
-    assert (chain.store, chain.capacity, chain.stages[0].dtype) == (str(tmp_path / "store"), 2, torch.bfloat16)
+    large = stage("LookBack", dtype="torch.bfloat16")
+    places = {"client_store": str(tmp_path / "store"), "client_capacity": 2}
+    median = {"class_path": "lightning_lbgm.CoordinateMedian", "init_args": {"memory": 1000}}
+    strategy = run(tmp_path, stage("LBGMFederated", num_clients=3, uplink=[large], aggregation=median, **places))
+    strategy = strategy.trainer.strategy
+    assert strategy.uplink.stages[0].dtype == torch.bfloat16
+    shown = strategy.settings()
+    assert {name: shown[name] for name in places} == places
+    assert shown["aggregation"] == "CoordinateMedian(memory=1000)"
 
     strategy = stage("LBGMFederated", num_clients=3, uplink=[stage("LookBack", threshold="test_cli.fading")])
     (look_back,) = run(tmp_path, strategy).trainer.strategy.uplink.stages

@@ -181,7 +181,7 @@ def locate(federation: dict[str, Any] | None, checkpoint_path: Any) -> None:
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of the clients' files of the checkpoint {os.fspath(checkpoint_path)!r} are not in"
-            f" '{folder}': with `LookBack(store=...)` move that folder along with the checkpoint."
+            f" '{folder}': with `LBGMFederated(client_store=...)` move that folder along with the checkpoint."
         )
     index["folder"] = str(folder)
 

@@ -153,7 +153,7 @@ def test_the_least_recently_used_is_forgotten_and_never_more_than_one_is_over(ca
 
 def test_a_run_keeps_so_many_and_the_others_send_in_full(tmp_path):
     recorder = Recorder()
-    strategy = LBGMFederated(6, uplink=[LookBack(1.0, capacity=3)], clients_per_round=4, seed=0)
+    strategy = LBGMFederated(6, uplink=[LookBack(1.0)], clients_per_round=4, seed=0, client_capacity=3)
     fit_tiny(tmp_path, strategy, max_epochs=8, callbacks=[recorder])
     cohorts = [[client.client_id for client in report.clients] for report in recorder.reports]
     kept = [[], *reference(3, cohorts)]
@@ -200,12 +200,14 @@ def test_the_server_forgets_too_and_asks_for_a_full_update():
 # Settings
 
 
+@pytest.mark.filterwarnings("ignore:.LookBack.store=")
 def test_arguments_are_shown_where_they_are_set():
     assert repr(LookBack()) == "LookBack(threshold=0.2, granularity='model')"
     shown = repr(LookBack(store="dir", dtype="bfloat16", capacity=5))
     assert shown == "LookBack(threshold=0.2, granularity='model', store='dir', dtype=torch.bfloat16, capacity=5)"
 
 
+@pytest.mark.filterwarnings("ignore:.LookBack.store=")
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -230,6 +232,22 @@ class Aside(Cast):
         self.inside = [inside]
 
 
+def test_a_stage_that_names_store_or_capacity_warns_and_is_heard():
+    with pytest.warns(FutureWarning, match=r"client_store=.*client_capacity="):
+        strategy = LBGMFederated(2, uplink=[LookBack(store="a", capacity=4)])
+    assert (strategy.session.settings.store, strategy.session.settings.capacity) == ("a", 4)
+    with pytest.warns(FutureWarning):
+        strategy = LBGMFederated(2, uplink=[LookBack(store="a", capacity=4)], client_store="b", client_capacity=1)
+    assert (strategy.session.settings.store, strategy.session.settings.capacity) == ("b", 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("client_store", ""), ("client_store", 3), ("client_capacity", 0)])
+def test_a_wrong_store_or_capacity_is_named(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` must be"):
+        LBGMFederated(2, **{name: value})
+
+
+@pytest.mark.filterwarnings("ignore:.LookBack.store=")
 def test_the_store_is_found_inside_and_must_be_one():
     inside = ErrorFeedback([TopK(0.1), DIANA(LookBack(store="a", capacity=4))])
     assert (Chain([inside]).store, Chain([inside]).capacity) == ("a", 4)

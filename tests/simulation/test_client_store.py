@@ -124,17 +124,26 @@ def test_a_remote_checkpoint_has_no_folder():
 # Whole runs
 
 UPLINKS = {
-    "look-back": lambda **store: [LookBack(0.3, **store)],
-    "layers, bfloat16, capacity": lambda **store: [LookBack(0.4, "layer", 2, dtype="bfloat16", capacity=3, **store)],
-    "error feedback around a chain": lambda **store: [ErrorFeedback([TopK(0.5), LookBack(0.6, rank=2, **store)])],
-    "rows in error feedback": lambda **store: [ErrorFeedback(LookBack(0.6, rank=2, rowwise=True, **store))],
-    "inside DIANA": lambda **store: [DIANA(LookBack(0.5, **store), rate=0.5)],
+    "look-back": ([LookBack(0.3)], {}),
+    "layers, bfloat16, capacity": ([LookBack(0.4, "layer", 2, dtype="bfloat16")], {"client_capacity": 3}),
+    "error feedback around a chain": ([ErrorFeedback([TopK(0.5), LookBack(0.6, rank=2)])], {}),
+    "rows in error feedback": ([ErrorFeedback(LookBack(0.6, rank=2, rowwise=True))], {}),
+    "inside DIANA": ([DIANA(LookBack(0.5), rate=0.5)], {}),
 }
 
 
-def run(root, uplink, buffers="average", **kwargs):
+def run(root, uplink, buffers="average", store="memory", capacity=None, **kwargs):
     recorder = Recorder()
-    strategy = LBGMFederated(6, uplink=uplink, clients_per_round=4, local_steps=2, buffers=buffers, seed=3)
+    strategy = LBGMFederated(
+        6,
+        uplink=uplink,
+        clients_per_round=4,
+        local_steps=2,
+        buffers=buffers,
+        seed=3,
+        client_store=store,
+        client_capacity=capacity,
+    )
     callbacks = [recorder, *kwargs.pop("callbacks", [])]
     trainer, _ = fit_tiny(root, strategy, batch_size=5, shuffle=True, max_epochs=6, callbacks=callbacks, **kwargs)
     return trainer, recorder
@@ -149,18 +158,28 @@ def assert_same(one: Recorder, two: Recorder) -> None:
         ]
 
 
-@pytest.mark.parametrize("make", UPLINKS.values(), ids=UPLINKS)
-def test_on_disk_equals_in_memory_and_resumes_bitwise(tmp_path, make):
-    _, in_memory = run(tmp_path, make())
+@pytest.mark.parametrize(("uplink", "settings"), UPLINKS.values(), ids=UPLINKS)
+def test_on_disk_equals_in_memory_and_resumes_bitwise(tmp_path, uplink, settings):
+    capacity = settings.get("client_capacity")
+    _, in_memory = run(tmp_path, uplink, capacity=capacity)
     saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3, save_top_k=-1, filename="{step}")
-    trainer, on_disk = run(tmp_path, make(store=str(tmp_path / "store")), callbacks=[saving], enable_checkpointing=True)
+    trainer, on_disk = run(
+        tmp_path,
+        uplink,
+        store=str(tmp_path / "store"),
+        capacity=capacity,
+        callbacks=[saving],
+        enable_checkpointing=True,
+    )
     assert_same(in_memory, on_disk)
     assert any(c.outcome == "recycled" for report in on_disk.reports for c in report.clients)
     assert isinstance(trainer.strategy._federation.clients, ClientFiles)
     # The checkpoint stands for itself, also elsewhere.
     moved = tmp_path / "moved"
     shutil.move(tmp_path / "saved", moved)
-    _, resumed = run(tmp_path, make(store=str(tmp_path / "other")), ckpt_path=moved / "step=3.ckpt")
+    _, resumed = run(
+        tmp_path, uplink, store=str(tmp_path / "other"), capacity=capacity, ckpt_path=moved / "step=3.ckpt"
+    )
     on_disk.params, on_disk.reports = on_disk.params[3:], on_disk.reports[3:]
     assert_same(on_disk, resumed)
 
@@ -170,16 +189,16 @@ def test_a_memory_checkpoint_goes_on_on_disk(tmp_path):
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
     _, unbroken = run(tmp_path, [LookBack(0.3)], "client", callbacks=[saving], enable_checkpointing=True)
     assert not (tmp_path / "step=3.ckpt.clients").exists()
-    uplink = [LookBack(0.3, store=str(tmp_path / "store"))]
-    _, resumed = run(tmp_path, uplink, "client", ckpt_path=tmp_path / "step=3.ckpt")
+    store = str(tmp_path / "store")
+    _, resumed = run(tmp_path, [LookBack(0.3)], "client", store, ckpt_path=tmp_path / "step=3.ckpt")
     unbroken.params, unbroken.reports = unbroken.params[3:], unbroken.reports[3:]
     assert_same(unbroken, resumed)
 
 
 def test_a_disk_checkpoint_goes_on_in_memory(tmp_path):
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
-    uplink = [LookBack(0.3, store=str(tmp_path / "store"))]
-    _, unbroken = run(tmp_path, uplink, callbacks=[saving], enable_checkpointing=True)
+    store = str(tmp_path / "store")
+    _, unbroken = run(tmp_path, [LookBack(0.3)], store=store, callbacks=[saving], enable_checkpointing=True)
     _, resumed = run(tmp_path, [LookBack(0.3)], ckpt_path=tmp_path / "step=3.ckpt")
     unbroken.params, unbroken.reports = unbroken.params[3:], unbroken.reports[3:]
     assert_same(unbroken, resumed)
@@ -187,17 +206,17 @@ def test_a_disk_checkpoint_goes_on_in_memory(tmp_path):
 
 def test_the_folder_goes_with_its_checkpoint_and_is_missed(tmp_path):
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=1, monitor=None, filename="{step}")
-    uplink = [LookBack(0.3, store=str(tmp_path / "store"))]
-    run(tmp_path, uplink, callbacks=[saving], enable_checkpointing=True)
+    uplink, store = [LookBack(0.3)], str(tmp_path / "store")
+    run(tmp_path, uplink, store=store, callbacks=[saving], enable_checkpointing=True)
     assert sorted(path.name for path in tmp_path.glob("step*")) == ["step=6.ckpt", "step=6.ckpt.clients"]
     shutil.rmtree(tmp_path / "step=6.ckpt.clients")
     with pytest.raises(FileNotFoundError, match=r"step=6\.ckpt\.clients.*move that folder"):
-        run(tmp_path, uplink, ckpt_path=tmp_path / "step=6.ckpt")
+        run(tmp_path, uplink, store=store, ckpt_path=tmp_path / "step=6.ckpt")
 
 
 def test_a_weights_only_checkpoint_has_no_folder(tmp_path):
     saving = ModelCheckpoint(tmp_path, save_weights_only=True, filename="weights")
-    run(tmp_path, [LookBack(0.3, store=str(tmp_path / "s"))], callbacks=[saving], enable_checkpointing=True)
+    run(tmp_path, [LookBack(0.3)], store=str(tmp_path / "s"), callbacks=[saving], enable_checkpointing=True)
     assert (tmp_path / "weights.ckpt").exists()
     assert not (tmp_path / "weights.ckpt.clients").exists()
 
@@ -213,8 +232,8 @@ def test_a_round_that_breaks_off_leaves_the_files_of_the_round_before(tmp_path, 
         return {k: repr(state) for k, state in sorted(strategy._federation.clients.items())}
 
     def make(name):
-        uplink = [ErrorFeedback(LookBack(0.3, rank=2, store=str(tmp_path / name)))]
-        return LBGMFederated(num_clients=3, uplink=uplink, seed=0)
+        uplink = [ErrorFeedback(LookBack(0.3, rank=2))]
+        return LBGMFederated(num_clients=3, uplink=uplink, seed=0, client_store=str(tmp_path / name))
 
     broken, expected = make("a"), make("b")
     with pytest.raises(RuntimeError, match="boom"):

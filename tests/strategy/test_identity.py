@@ -65,7 +65,6 @@ def rising(start: float):
         ([1, 0], torch.tensor([1, 0])),
         (["a", "b"] * 10, np.array(["a", "b"] * 10)),
         (0.5, np.float64(0.5)),
-        (LookBack(0.3, store="memory"), LookBack(0.3, store="elsewhere")),
         (rising(0.1), rising(0.1)),
         ({"b": 1, "a": (1, 2)}, {"a": [1, 2], "b": 1}),
     ],

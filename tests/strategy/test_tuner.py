@@ -28,8 +28,8 @@ class WithLoaders(TinyModule):
 
 
 def trainer_for(root, store="memory", **settings):
-    uplink = [ErrorFeedback(TopK(0.5)), LookBack(0.5, store=store)]
-    strategy = LBGMFederated(num_clients=4, uplink=uplink, seed=0)
+    uplink = [ErrorFeedback(TopK(0.5)), LookBack(0.5)]
+    strategy = LBGMFederated(num_clients=4, uplink=uplink, seed=0, client_store=store)
     return build_trainer(root, strategy, limit_val_batches=2, **settings)
 
 

@@ -6,8 +6,9 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import Recorder, TinyModule, build_trainer, fit_tiny, flat_params
+from conftest import Recorder, TinyModule, fit_tiny, flat_params
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_lbgm import FederatedCallback, LBGMFederated, LookBack
 from lightning_lbgm.compression import NO_CONTEXT, Decision, Encoded, Stage
@@ -73,19 +74,17 @@ def test_an_error_of_a_callback_takes_the_round_back(tmp_path):
                 raise RuntimeError("boom")
 
     torch.manual_seed(0)
-    module, trainer = TinyModule(), build_trainer(tmp_path, LBGMFederated(3, seed=0), callbacks=[Failing()])
+    module = TinyModule()
     with pytest.raises(RuntimeError, match="boom"):
-        fit_tiny(tmp_path, trainer.strategy, module, callbacks=[Failing()], max_epochs=3)
-    torch.manual_seed(0)
-    _, expected = fit_tiny(tmp_path, LBGMFederated(3, seed=0), TinyModule(), max_epochs=1)
+        fit_tiny(tmp_path, LBGMFederated(3, seed=0), module, callbacks=[Failing()], max_epochs=3)
+    _, expected = fit_tiny(tmp_path, LBGMFederated(3, seed=0), max_epochs=1)
     assert torch.equal(flat_params(module), flat_params(expected))
 
 
 def test_without_a_federation_it_is_refused(tmp_path):
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, callbacks=[Measure()], default_root_dir=tmp_path, max_epochs=1
-    )
-    with pytest.raises(pl.utilities.exceptions.MisconfigurationException, match="`Measure` reports on a federation"):
+    settings = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[Measure()], max_epochs=1, **settings)
+    with pytest.raises(MisconfigurationException, match="`Measure` reports on a federation"):
         trainer.fit(TinyModule(), [])
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
 from lightning_lbgm.data.batches import BatchPlan
 from lightning_lbgm.data.bulk import bulk_reader
-from lightning_lbgm.data.prefetch import LoadAhead, Request
+from lightning_lbgm.data.prefetch import Prefetch, Request
 from lightning_lbgm.data.subset import SampledSubset
 
 __all__ = ["ClientFeed", "Feed", "LocalBatch"]
@@ -106,12 +106,12 @@ class ClientFeed:
         self._wrap = wrap
         self._bulk = bulk_reader(self._dataset) if loader.collate_fn is default_collate else None
         self.next_cohort: Callable[[int], tuple[int, ...]] | None = None
-        self._ahead: LoadAhead | None = None
+        self._prefetch: Prefetch | None = None
         if self._bulk is None and loader.num_workers > 0:
-            me = weakref.proxy(self)  # no circle, see LoadAhead
-            self._ahead = LoadAhead(
+            me = weakref.proxy(self)  # no circle, see Prefetch
+            self._prefetch = Prefetch(
                 lambda round_index, client_id: me._client_requests(round_index, client_id),
-                lambda round_index, cohort: me._foresee(round_index, cohort),
+                lambda round_index, cohort: me._next_cohort_after(round_index, cohort),
                 functools.partial(_worker_loader, loader, self._dataset),
             )
 
@@ -160,14 +160,14 @@ class ClientFeed:
             for client_id in cohort:
                 bulk = self._bulk
                 yield client_id, (LocalBatch(bulk(ix), len(ix)) for ix in self._order(round_index, client_id))
-        elif self._ahead is None:
+        elif self._prefetch is None:
             for client_id in cohort:
                 yield client_id, map(self._fetch, self._client_requests(round_index, client_id))
         else:
-            for client_id, batches in self._ahead.stream(round_index, cohort):
+            for client_id, batches in self._prefetch.stream(round_index, cohort):
                 yield client_id, itertools.starmap(LocalBatch, batches)
 
-    def _foresee(self, round_index: int, cohort: tuple[int, ...]) -> tuple[int, ...] | None:
+    def _next_cohort_after(self, round_index: int, cohort: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return the cohort of the round after the given one; None where it is unknown."""
         if self.next_cohort is None:
             return None

@@ -8,22 +8,22 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-__all__ = ["LoadAhead", "Request"]
+__all__ = ["Prefetch", "Request"]
 
 Request = tuple[int, list[int]]
 """A seed for random transforms, and example indices."""
 
 _Place = tuple[int, tuple[int, ...]]  # a round and its cohort
 _Requests = Callable[[int, int], list[Request]]
-_Foresee = Callable[[int, tuple[int, ...]], "tuple[int, ...] | None"]
+_NextCohort = Callable[[int, tuple[int, ...]], "tuple[int, ...] | None"]
 
 
 class _Upcoming:
     """The batch sampler of the workers: requests from ``start`` on, as long as the round to come is known."""
 
-    def __init__(self, requests: _Requests, foresee: _Foresee) -> None:
+    def __init__(self, requests: _Requests, next_cohort_after: _NextCohort) -> None:
         self.requests = requests
-        self.foresee = foresee
+        self.next_cohort_after = next_cohort_after
         self.start: _Place = (0, ())
         self.sizes: deque[list[int]] = deque()  # of each client asked for and not yet streamed: its batches' sizes
 
@@ -34,13 +34,13 @@ class _Upcoming:
                 requests = self.requests(round_index, client_id)
                 self.sizes.append([len(indices) for _, indices in requests])
                 yield from requests
-            following = self.foresee(round_index, cohort)
+            following = self.next_cohort_after(round_index, cohort)
             if not following:
                 return
             round_index, cohort = round_index + 1, following
 
 
-class LoadAhead:
+class Prefetch:
     """Ask a DataLoader's workers for the batches of a round, and at its end for those of the round to come.
 
     Which batches those are is known beforehand, for they are a pure function of round and client. Where the next round
@@ -48,14 +48,16 @@ class LoadAhead:
 
     Args:
         requests: Returns a client's requests in a round, in order.
-        foresee: Returns the cohort of the round after ``(round_index, cohort)``, or None where that is not known.
+        next_cohort_after: Returns the cohort of the round after ``(round_index, cohort)``, or None if it is unknown.
         make_loader: Makes the DataLoader, with persistent workers, from a batch sampler of requests.
     """
 
-    def __init__(self, requests: _Requests, foresee: _Foresee, make_loader: Callable[[Any], DataLoader[Any]]) -> None:
+    def __init__(
+        self, requests: _Requests, next_cohort_after: _NextCohort, make_loader: Callable[[Any], DataLoader[Any]]
+    ) -> None:
         # Nothing here may refer to itself in a circle: workers end when the last reference goes, not at some later
         # collection.
-        self._upcoming = _Upcoming(requests, foresee)
+        self._upcoming = _Upcoming(requests, next_cohort_after)
         self._loader = make_loader(self._upcoming)
         self._fetched: Iterator[Any] = iter(())
         self._next: _Place | None = None  # what the workers go on with
@@ -77,7 +79,7 @@ class LoadAhead:
             yield client_id, batches
             for _ in batches:  # what the client did not take
                 pass
-        following = self._upcoming.foresee(*here)
+        following = self._upcoming.next_cohort_after(*here)
         self._next = None if following is None else (round_index + 1, following)
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from lightning_lbgm.payloads.base import Payload, inner
 from lightning_lbgm.reports.reports import AggregateError
 
-__all__ = ["SentError"]
+__all__ = ["CompressionError"]
 
 
-class SentError:
+class CompressionError:
     """Compare what the server decodes with the clients' exact updates, as they stream by.
 
     It is made for one round. Of client k with update ``g_k`` and decoded ``g~_k``, both of shape ``(M,)``, it sums
@@ -26,7 +26,7 @@ class SentError:
 
     Examples:
         >>> from lightning_lbgm.payloads import Dense
-        >>> errors = SentError(torch.zeros(2))
+        >>> errors = CompressionError(torch.zeros(2))
         >>> errors.receive(torch.tensor([3.0, 4.0]), Dense(torch.tensor([3.0, 0.0])), weight=1.0)
         16.0
         >>> errors.finish(mean_update=torch.tensor([3.0, 0.0]), total_weight=1.0)

@@ -73,8 +73,8 @@ def save(federation: Federation, clients_folder: Path | None = None) -> dict[str
     clients: dict[Any, Any]
     on_disk = False
     if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
-        touched = federation.undo.touched if federation.in_round and federation.undo is not None else []
-        clients = federation.clients.snapshot(clients_folder, without=touched)["skeletons"]
+        trained = federation.undo.trained if federation.in_round and federation.undo is not None else []
+        clients = federation.clients.snapshot(clients_folder, without=trained)["skeletons"]
         on_disk = True
     elif federation.in_round and federation.undo is not None:
         clients = dict(sorted(federation.undo.before(federation.clients)))
@@ -118,8 +118,8 @@ def load(federation: Federation, state: dict[str, Any], work: Mapping[int, int] 
     on_disk = is_index(clients)
     ids = sorted(clients["skeletons"] if on_disk else clients)
     ranks = deal(ids, [1 if work is None else work[k] for k in ids], {}, world.size)
-    federation.homes = dict(zip(ids, ranks))
-    own = [k for k in ids if federation.homes[k] == world.rank]
+    federation.placement = dict(zip(ids, ranks))
+    own = [k for k in ids if federation.placement[k] == world.rank]
     if on_disk:
         clients = {"folder": clients["folder"], "skeletons": {k: clients["skeletons"][k] for k in own}}
         if isinstance(federation.clients, ClientFiles):

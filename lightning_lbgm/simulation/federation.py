@@ -24,7 +24,7 @@ from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
 from lightning_lbgm.server.buffers import Buffers
-from lightning_lbgm.server.compression_error import SentError
+from lightning_lbgm.server.compression_error import CompressionError
 from lightning_lbgm.server.server import Server
 from lightning_lbgm.simulation import checkpoint as snapshot
 from lightning_lbgm.simulation.client_store import open_client_states
@@ -80,10 +80,10 @@ class Federation:
         self.round_index = 0
         self.ledger = Ledger()
         self.clients = open_client_states(store, flat.device)
-        self.homes: dict[int, int] = {}  # the rank that holds a client's state, of all clients
+        self.placement: dict[int, int] = {}  # the rank that holds a client's state, of all clients
         self.uses = LeastRecentlyUsed(capacity)
         self.shared = uplink.init_shared()
-        self._errors: SentError | None = None  # where they are measured
+        self._errors: CompressionError | None = None  # where they are measured
         self._reports: list[ClientReport] = []
         self.undo: RoundUndo | None = None  # until the round is final
         self.in_round = False  # whether the client phase has begun and the server has not stepped yet
@@ -115,7 +115,7 @@ class Federation:
         self.in_round = True
         self.server.begin_round(len(round_.cohort))
         self.buffers.begin_round()
-        self._errors = SentError(self.server.server_params) if measure_errors else None
+        self._errors = CompressionError(self.server.server_params) if measure_errors else None
         weights = self._weights(round_)
         examples = dict(zip(round_.cohort, round_.num_examples))
         for client_id in self.uses.begin(round_.cohort):
@@ -160,10 +160,10 @@ class Federation:
         """Return the round of the clients that are trained here, with their state brought here."""
         if self.world.size == 1:
             return round_
-        ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, self.homes, self.world.size)))
-        moves = [(k, self.homes[k], rank) for k, rank in ranks.items() if self.homes.get(k, rank) != rank]
+        ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, self.placement, self.world.size)))
+        moves = [(k, self.placement[k], rank) for k, rank in ranks.items() if self.placement.get(k, rank) != rank]
         self.world.move(moves, self.clients, self.flat.device)
-        self.homes.update(ranks)
+        self.placement.update(ranks)
         return round_.part([client_id for client_id, rank in ranks.items() if rank == self.world.rank])
 
     def _combine(

@@ -1,4 +1,4 @@
-"""Which process trains which client of a round."""
+"""Placement of clients on processes: which rank trains which client of a round."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["deal"]
 _LEAST_GAIN = 0.05  # of the longest rank's work: for less, a client's state is not sent to another process
 
 
-def deal(cohort: Sequence[int], work: Sequence[int], homes: Mapping[int, int], num_ranks: int) -> tuple[int, ...]:
+def deal(cohort: Sequence[int], work: Sequence[int], placement: Mapping[int, int], num_ranks: int) -> tuple[int, ...]:
     """Deal a round's clients to ranks: a pure function, so that every rank computes the same.
 
-    A client stays at its home, the rank that holds its state. A client without one goes to the rank with the least
+    A client stays at its place, the rank that holds its state. A client without one goes to the rank with the least
     work, the largest first. Where that leaves the ranks unequal, clients move from the one with the most to the one
     with the least work, each time the client that equals them best, as long as a move makes the longer one at least a
     twentieth shorter.
@@ -20,7 +20,7 @@ def deal(cohort: Sequence[int], work: Sequence[int], homes: Mapping[int, int], n
     Args:
         cohort: Clients, without repeats.
         work: Each one's local work, in any unit, positive.
-        homes: Ranks of the clients that have one, of any clients.
+        placement: Ranks of the clients that have one, of any clients.
         num_ranks: Number of ranks.
 
     Returns:
@@ -33,7 +33,7 @@ def deal(cohort: Sequence[int], work: Sequence[int], homes: Mapping[int, int], n
         (1, 0, 0)
     """
     work_of = dict(zip(cohort, work))
-    rank_of = {client_id: homes[client_id] for client_id in cohort if client_id in homes}
+    rank_of = {client_id: placement[client_id] for client_id in cohort if client_id in placement}
     loads = [0] * num_ranks
     for client_id, rank in rank_of.items():
         loads[rank] += work_of[client_id]
@@ -43,9 +43,9 @@ def deal(cohort: Sequence[int], work: Sequence[int], homes: Mapping[int, int], n
     while True:
         most, least = loads.index(max(loads)), loads.index(min(loads))
         gap = loads[most] - loads[least]
-        # The longer of the two is shortest after moving half the gap. Clients without a home go before others.
+        # The longer of the two is shortest after moving half the gap. Clients without a place go before others.
         movable = [k for k in cohort if rank_of[k] == most and work_of[k] < gap]
-        best = min(movable, key=lambda k: (abs(2 * work_of[k] - gap), k in homes, k), default=None)
+        best = min(movable, key=lambda k: (abs(2 * work_of[k] - gap), k in placement, k), default=None)
         if best is None or min(work_of[best], gap - work_of[best]) < _LEAST_GAIN * loads[most]:
             return tuple(rank_of[client_id] for client_id in cohort)
         rank_of[best] = least

@@ -56,7 +56,7 @@ class RoundUndo:
         self._federation = federation
         self._fields = {
             "round_index": federation.round_index,
-            "homes": dict(federation.homes),
+            "placement": dict(federation.placement),
             "shared": copy.deepcopy(federation.shared),
         }
         self._ledger = federation.ledger.state_dict()
@@ -88,7 +88,7 @@ class RoundUndo:
                 yield client_id, kept.state()
 
     @property
-    def touched(self) -> list[int]:
+    def trained(self) -> list[int]:
         """Clients whose state may have changed."""
         return list(self._clients)
 

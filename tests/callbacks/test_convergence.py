@@ -32,7 +32,7 @@ from lightning_lbgm import (
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.reports.metrics import convergence_metrics
 from lightning_lbgm.reports.reports import AggregateError, ClientReport, RoundReport
-from lightning_lbgm.server.compression_error import SentError
+from lightning_lbgm.server.compression_error import CompressionError
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -55,7 +55,7 @@ def watched(fit, strategy, monitor=None, **kwargs):
 
 def test_the_gap_of_two_clients_by_hand():
     # Exact: 0.25 (3, 4) + 0.75 (0, 4) = (0.75, 4). Client 0 loses (0, 4), client 1 nothing: (0.75, 3) is used.
-    errors = SentError(torch.zeros(2))
+    errors = CompressionError(torch.zeros(2))
     assert errors.receive(torch.tensor([3.0, 4.0]), Dense(torch.tensor([3.0, 0.0])), 0.25) == 16
     assert errors.receive(torch.tensor([0.0, 4.0]), Dense(torch.tensor([0.0, 4.0])), 0.75) == 0
     error = errors.finish(torch.tensor([0.75, 3.0]), 1.0)
@@ -67,13 +67,13 @@ def test_the_gap_of_two_clients_by_hand():
 
 def test_weights_renormalise_where_a_client_was_left_out():
     # Client 1 with weight 0.75 was rejected: the mean is client 0's alone, exact (3, 4), used (3, 0).
-    errors = SentError(torch.zeros(2))
+    errors = CompressionError(torch.zeros(2))
     errors.receive(torch.tensor([3.0, 4.0]), Dense(torch.tensor([3.0, 0.0])), 0.25)
     assert errors.finish(torch.tensor([3.0, 0.0]), 0.25) == AggregateError(4.0, 5.0, pytest.approx(0.6))
 
 
 def test_two_processes_add_up_what_they_received():
-    parts = [SentError(torch.zeros(2)), SentError(torch.zeros(2))]
+    parts = [CompressionError(torch.zeros(2)), CompressionError(torch.zeros(2))]
     parts[0].receive(torch.tensor([3.0, 4.0]), Dense(torch.tensor([3.0, 0.0])), 0.25)
     parts[1].receive(torch.tensor([0.0, 4.0]), Dense(torch.tensor([0.0, 0.0])), 0.75)
     total = parts[0]._sum + parts[1]._sum
@@ -84,7 +84,7 @@ def test_two_processes_add_up_what_they_received():
 
 
 def test_nothing_received_has_no_error():
-    assert SentError(torch.zeros(2)).finish(None, 0.0) is None
+    assert CompressionError(torch.zeros(2)).finish(None, 0.0) is None
 
 
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(0, 2**31))
@@ -94,7 +94,7 @@ def test_the_mean_gap_is_never_longer_than_the_weighted_mean_of_the_clients(num_
     updates, decoded = torch.randn(2, num_clients, size, generator=generator, dtype=torch.float64)
     weights = torch.rand(num_clients, generator=generator, dtype=torch.float64) + 0.01
     weights /= weights.sum()
-    errors = SentError(updates[0])
+    errors = CompressionError(updates[0])
     squared = [errors.receive(u, Dense(d), float(w)) for u, d, w in zip(updates, decoded, weights)]
     error = errors.finish(weights @ decoded, 1.0)
     assert error.norm**2 <= sum(w * e for w, e in zip(weights.tolist(), squared)) + 1e-9

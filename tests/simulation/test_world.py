@@ -43,9 +43,9 @@ def loads_of(ranks, work, size):
 def test_a_deal_leaves_no_move_that_makes_the_round_a_twentieth_shorter(drawn):
     size, clients = drawn
     work = [w for w, _ in clients]
-    homes = {k: home for k, (_, home) in enumerate(clients) if home is not None}
-    ranks = deal(range(len(work)), work, homes, size)
-    assert ranks == deal(range(len(work)), work, dict(reversed(homes.items())), size)
+    placement = {k: home for k, (_, home) in enumerate(clients) if home is not None}
+    ranks = deal(range(len(work)), work, placement, size)
+    assert ranks == deal(range(len(work)), work, dict(reversed(placement.items())), size)
     loads = loads_of(ranks, work, size)
     most, least = max(loads), min(loads)
     for w in (w for w, rank in zip(work, ranks) if loads[rank] == most and rank == loads.index(most)):
@@ -66,14 +66,14 @@ def test_a_deal_of_new_clients_is_within_a_third_of_the_best(work, size):
 
 def test_clients_stay_at_home_unless_a_move_makes_the_round_shorter():
     # 60 against 40 and all equal: one move makes it 50 against 50, the first of the longer side.
-    homes = {1: 0, 2: 0, 3: 0, 4: 1, 5: 1}
-    assert deal([1, 2, 3, 4, 5], [20] * 5, homes, 2) == (0, 0, 0, 1, 1)
+    placement = {1: 0, 2: 0, 3: 0, 4: 1, 5: 1}
+    assert deal([1, 2, 3, 4, 5], [20] * 5, placement, 2) == (0, 0, 0, 1, 1)
     assert deal([1, 2, 3, 4], [20, 20, 20, 20], {1: 0, 2: 0, 3: 0, 4: 1}, 2) == (1, 0, 0, 1)
     # New clients fill the gap, so that nobody moves.
     assert deal([1, 2, 3, 9], [20, 20, 20, 60], {1: 0, 2: 0, 3: 0}, 2) == (0, 0, 0, 1)
     # 51 against 49: a move would gain a fiftieth, for which no state is sent.
-    work, homes = [1] * 100, {k: int(k >= 51) for k in range(100)}
-    assert deal(range(100), work, homes, 2) == tuple(homes.values())
+    work, placement = [1] * 100, {k: int(k >= 51) for k in range(100)}
+    assert deal(range(100), work, placement, 2) == tuple(placement.values())
 
 
 def test_the_deal_of_one_rank_is_trivial():

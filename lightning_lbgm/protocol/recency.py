@@ -1,4 +1,4 @@
-"""Whom to forget where both ends can remember only so many clients: the least recently used."""
+"""LRU eviction of client state: the least recently used clients are forgotten, alike at both ends."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The server: aggregation of decoded updates, the server optimizer, buffers and the error of compression."""
+"""Server: aggregation of decoded updates, the server optimizer, buffers and the error of compression."""

@@ -1,4 +1,4 @@
-"""The server: a streamed weighted mean of decoded updates, and the server optimizer."""
+"""Server optimizer and a streamed weighted mean of decoded updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A federation's state between rounds, for checkpoints, however its clients are kept and in how many processes."""
+"""Checkpoint format of a federation between rounds, for any client store and any number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process trains which client of a round."""
+"""Placement of clients on processes: which rank trains which client of a round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The strategy: Lightning's hooks, connected to the federation."""
+"""``LBGMFederated``, the strategy: Lightning's hooks, connected to the federation."""
 
 from __future__ import annotations
 

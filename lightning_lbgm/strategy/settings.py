@@ -1,4 +1,4 @@
-"""The federation's settings: checks that need neither data nor a Trainer, and what a checkpoint compares."""
+"""Settings of a federation: checks that need neither data nor a Trainer, and what a checkpoint compares."""
 
 from __future__ import annotations
 

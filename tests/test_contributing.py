@@ -1,4 +1,4 @@
-"""What contributors are told to run exists: the make targets of the guide, CI, pre-commit, and the repository's forms."""
+"""The make targets of the contributors' guide, CI and pre-commit exist; forms and citation are well-formed."""
 
 from __future__ import annotations
 

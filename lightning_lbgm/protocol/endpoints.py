@@ -1,4 +1,4 @@
-"""Client and server endpoints of an uplink that loses, repeats or reorders messages.
+"""The two ends of an uplink that loses, repeats or reorders messages.
 
 A client numbers its messages, and names in each the version of what it believes the server to remember of it (its
 look-back gradients): a checksum over all that went into it, so that equal versions are equal memories. A server that

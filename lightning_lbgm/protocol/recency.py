@@ -1,4 +1,4 @@
-"""LRU eviction of client state: the least recently used clients are forgotten, alike at both ends."""
+"""Whom to forget where both ends can remember only so many clients: the least recently used."""
 
 from __future__ import annotations
 

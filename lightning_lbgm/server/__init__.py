@@ -1,1 +1,1 @@
-"""Server: aggregation of decoded updates, the server optimizer, buffers and the error of compression."""
+"""The server: aggregation of decoded updates, the server optimizer, buffers and the error of compression."""

@@ -1,4 +1,4 @@
-"""Server optimizer and a streamed weighted mean of decoded updates."""
+"""The server: a streamed weighted mean of decoded updates, and the server optimizer."""
 
 from __future__ import annotations
 

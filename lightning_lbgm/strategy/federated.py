@@ -1,4 +1,4 @@
-"""``LBGMFederated``, the strategy: Lightning's hooks, connected to the federation."""
+"""The strategy: Lightning's hooks, connected to the federation."""
 
 from __future__ import annotations
 

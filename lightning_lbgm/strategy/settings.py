@@ -1,4 +1,4 @@
-"""Settings of a federation: checks that need neither data nor a Trainer, and what a checkpoint compares."""
+"""The federation's settings: checks that need neither data nor a Trainer, and what a checkpoint compares."""
 
 from __future__ import annotations
 

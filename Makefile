@@ -25,7 +25,7 @@ tests: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The tests that draw examples, at random and FUZZ times as many: `make fuzz FUZZ=100 TESTS=tests/uplink`.
+# The tests that draw examples, at random and FUZZ times as many: `make fuzz FUZZ=100 TESTS=tests/compression`.
 FUZZ ?= 20
 TESTS ?= tests
 fuzz: $(VENV)/.installed-dev

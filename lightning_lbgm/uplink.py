@@ -1,4 +1,4 @@
-"""Deprecated: the rooms ``compression``, ``payloads`` and ``protocol`` have these names now."""
+"""Deprecated names of ``lightning_lbgm.uplink``: they are in ``compression``, ``payloads`` and ``protocol`` now."""
 
 from __future__ import annotations
 

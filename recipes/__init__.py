@@ -1,1 +1,1 @@
-"""Runnable examples: one flat script for each, on real data."""
+"""Runnable examples: scripts, and packages of several files for the paper and for comparisons."""

@@ -1,1 +1,1 @@
-"""Lightning's private names and its twin package, and nothing else."""
+"""Private names of Lightning and the bridge to its twin package ``pytorch_lightning``, and nothing else."""

@@ -1,4 +1,4 @@
-"""Every name that Lightning does not document as public, each with its reason. Seen in Lightning 2.6.6."""
+"""Private names of Lightning, each with the reason why it is needed. Seen in Lightning 2.6.6."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Lightning's loop counters in a checkpoint, brought to one form before Lightning resumes from them.
+"""Loop counters in Lightning's checkpoints, normalised to a point between two rounds before a resume.
 
-A second file of names that Lightning does not document as public, beside ``_lightning.py``. Seen in Lightning 2.6.6.
+A second file of names that Lightning does not document as public, beside ``lightning.py``. Seen in Lightning 2.6.6.
 
 Lightning guesses from the counters in which hook a checkpoint was made, and counts on from there. It counts an epoch
 twice when a run is resumed a second time from a checkpoint made after an epoch's last batch; with ``max_steps`` it runs

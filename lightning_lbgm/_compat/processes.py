@@ -1,4 +1,4 @@
-"""Launchers, process groups and sharded loaders, as Lightning's own DDP strategy has them."""
+"""Launchers, process groups and sharded loaders, as in Lightning's own DDP strategy."""
 
 from __future__ import annotations
 

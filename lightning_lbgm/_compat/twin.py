@@ -1,4 +1,4 @@
-"""Lightning under its other name: objects of ``pytorch_lightning`` and of ``lightning.pytorch`` in one federation.
+"""The twin package ``pytorch_lightning``: its objects and those of ``lightning.pytorch`` in one federation.
 
 Both packages have the same classes at the same places, but ``isinstance`` does not know that, so a Trainer of one
 refuses a strategy or a module of the other. This package is written over ``lightning.pytorch``. A Trainer of either

@@ -1,4 +1,4 @@
-"""The callback: round reports become metrics, a table and figures. It has no effect on training."""
+"""``LBGMCallback``: logs the metrics, the client table and the figures of each round, without an effect on training."""
 
 from __future__ import annotations
 

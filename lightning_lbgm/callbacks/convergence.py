@@ -1,4 +1,4 @@
-"""The monitor of what the paper's convergence result is about: the error of what is sent, against its bound."""
+"""Convergence monitor: the compression error of each round against the bound of the paper's convergence result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The callback that analyses the space which an ordinary training's epoch gradients span."""
+"""``GradientSpaceCallback``: principal components of the epoch gradients of an ordinary, centralized training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run's gradient space grew: its metrics, the rows of its table, and its figures."""
+"""Gradient space over a run: its metrics, the rows of its table, and its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Lightning's logger for MLflow does not offer: batches of several steps, and artifacts without progress bars."""
+"""MLflow logging in batches of several steps, and artifacts without progress bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table that grows in a file of the run's folder and is stored in MLflow once a minute and at the end."""
+"""MLflow table that grows in a file of the run's folder and is stored once a minute and at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where callbacks write files and figures, and which metric they draw."""
+"""Output folders of callbacks, and the metric that their figures draw."""
 
 from __future__ import annotations
 

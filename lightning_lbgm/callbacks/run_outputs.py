@@ -1,4 +1,4 @@
-"""What the callbacks of one fit write, together: where that fails, training goes on and it is warned of once."""
+"""Outputs of all callbacks of one fit: if writing fails, training goes on and one warning says so."""
 
 from __future__ import annotations
 

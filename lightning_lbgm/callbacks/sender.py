@@ -1,4 +1,4 @@
-"""A thread that sends what rounds log, so that no round waits for it."""
+"""Background thread that sends logged values, so that no round waits for a logger."""
 
 from __future__ import annotations
 

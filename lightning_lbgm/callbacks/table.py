@@ -1,4 +1,4 @@
-"""Tables in files that take more rows in constant time: CSV, and the JSON of MLflow's tables."""
+"""Append-only tables in files, in constant time a row: CSV, and the JSON of MLflow's tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a logger did not take, or could not be written where it belongs: kept in a folder, and told once."""
+"""Fallback folder for metrics and files that a logger did not take, with one warning."""
 
 from __future__ import annotations
 

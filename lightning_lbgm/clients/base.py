@@ -1,4 +1,4 @@
-"""What trains a round's clients, whichever way, and what it yields."""
+"""Client trainer protocol: what trains a round's clients, and the updates that it yields."""
 
 from __future__ import annotations
 

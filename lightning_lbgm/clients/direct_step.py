@@ -1,4 +1,4 @@
-"""An optimizer's step and a backward pass without what torch wraps around: on a small model that is a third of a step.
+"""Direct optimizer step and backward pass, without torch's wrappers: a third of the time of a small model's step.
 
 It needs names that torch does not document as public. Seen in torch 2.14.
 """

@@ -1,4 +1,4 @@
-"""Say in an error that a client's training raises whose it was and where; its type and traceback stay."""
+"""Error notes that name the client, round and local step; the error keeps its type and traceback."""
 
 from __future__ import annotations
 

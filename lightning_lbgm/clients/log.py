@@ -1,4 +1,4 @@
-"""Values that clients log: entries, the log of a chunk, and what a round's log offers its clients."""
+"""Logged values of clients: entries, the log of a chunk, and the protocol of a round's log."""
 
 from __future__ import annotations
 

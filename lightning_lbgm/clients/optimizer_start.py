@@ -1,4 +1,4 @@
-"""The state that a client's optimizer starts from: what its constructor made, such as Adagrad's initial accumulator."""
+"""Initial optimizer state of a client: what its constructor made, such as Adagrad's initial accumulator."""
 
 from __future__ import annotations
 

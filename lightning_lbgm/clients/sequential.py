@@ -1,4 +1,4 @@
-"""Local training, one client after the other, on the module itself."""
+"""Sequential local training: one client after the other, on the module itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buffers and frozen parameters of a module: all tensors that a client's turn may change besides the trainable ones."""
+"""Module state besides the trainable parameters: buffers and frozen parameters that a client's turn may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local training of a cohort in chunks of clients that take their steps at once."""
+"""Vectorised local training: clients in chunks that take their steps at once."""
 
 from __future__ import annotations
 

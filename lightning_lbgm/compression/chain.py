@@ -1,4 +1,4 @@
-"""Chain: stages that encode one after the other and decode in reverse order."""
+"""Chain of stages that encode one after the other and decode in reverse order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both ends know of a round besides the messages: its index, its randomness and what the server told all."""
+"""Round context of both ends: the round's index, its randomness and what the server told all clients."""
 
 from __future__ import annotations
 

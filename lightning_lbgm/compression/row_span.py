@@ -1,4 +1,4 @@
-"""The span of a client's last updates, row by row: each row of a parameter matrix has coefficients of its own.
+"""Row-wise span of a client's last updates: each row of a parameter matrix has coefficients of its own.
 
 A row is what feeds one output: a unit's weights in a linear layer, a filter's in a convolution; a vector is one row.
 For R rows and r vectors the span has up to R r dimensions instead of r, at the same memory and the same passes over it.

@@ -1,4 +1,4 @@
-"""The span of a client's last updates: projection by the Gram matrix, kept up to date with a dot product a vector."""
+"""Span of a client's last updates: projection by the Gram matrix, updated with a dot product a vector."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Vectors, layouts, numerics, random seeds and checks that every other room uses."""
+"""Basics for all other rooms: flat vectors, layouts, numerics, random seeds and checks."""

@@ -1,4 +1,4 @@
-"""Settings as text that is the same in every run: no memory addresses."""
+"""Description of settings as text that is the same in every run: no memory addresses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainable parameters of a module seen as one vector of M numbers."""
+"""Flat parameter vector: the trainable parameters of a module as M numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an update's M numbers are made up of parameter tensors."""
+"""Layout of a flat vector: how its M numbers are made up of parameter tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inner products and powers of two that hold for numbers of any scale: float32 overflows from 2e19 squared on."""
+"""Scale-safe inner products and powers of two: in float32 a square overflows from 2e19 on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of (seed, what it is for, round, client), so that no order of execution changes it."""
+"""Random seeds as a pure function of (seed, purpose, round, client), so that no order of execution changes them."""
 
 from __future__ import annotations
 

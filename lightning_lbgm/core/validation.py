@@ -1,4 +1,4 @@
-"""Checks of what users give to stages."""
+"""Validation of arguments that users give to stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Partitioning a dataset over clients, and the rounds drawn from it."""
+"""Data partitioning over clients, and the rounds drawn from the partition."""
 
 from lightning_lbgm.data.batches import BatchPlan
 from lightning_lbgm.data.bulk import bulk_reader

@@ -1,4 +1,4 @@
-"""Errors for code that takes a communication round for a batch of tensors."""
+"""Errors for code that uses a communication round as a batch of tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of one client's local batches."""
+"""Batch order of one client in a round."""
 
 from __future__ import annotations
 

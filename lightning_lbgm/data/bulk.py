@@ -1,4 +1,4 @@
-"""Bulk reading: batches of a dataset that is nothing but tensors, in one indexing operation a tensor."""
+"""Bulk reading of tensor datasets: a batch takes one indexing operation for each tensor."""
 
 from __future__ import annotations
 

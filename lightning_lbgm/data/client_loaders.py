@@ -1,4 +1,4 @@
-"""A loader for each client: batches come as the client's own loader gives them."""
+"""Client loaders: each client has a DataLoader of its own, and its batches are taken as they come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user gave as training data: a loader, or a list or dict of them, taken apart as Lightning takes it apart."""
+"""Collections of training loaders, taken apart as Lightning does: one loader, or a list or dict of them."""
 
 from __future__ import annotations
 

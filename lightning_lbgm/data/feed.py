@@ -1,4 +1,4 @@
-"""The stream of a cohort's local batches, from the user's DataLoader's dataset and by its settings."""
+"""Feed of a cohort's local batches, from the dataset of the user's DataLoader and by its settings."""
 
 from __future__ import annotations
 

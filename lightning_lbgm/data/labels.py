@@ -1,4 +1,4 @@
-"""Finding the labels of a dataset without loading its examples, and checking labels and ids."""
+"""Labels of a dataset, found without loading its examples; checks of labels and client ids."""
 
 from __future__ import annotations
 

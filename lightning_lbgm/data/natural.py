@@ -1,4 +1,4 @@
-"""The clients that the data comes with: by ids, or a dataset for each."""
+"""Natural partitioner: the clients that the data comes with, by ids or a dataset for each."""
 
 from __future__ import annotations
 

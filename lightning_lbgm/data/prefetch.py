@@ -1,4 +1,4 @@
-"""Batches loaded by worker processes, which go on from one client to the next and from one round to the next."""
+"""Prefetch by worker processes, from one client into the next and from one round into the next."""
 
 from __future__ import annotations
 

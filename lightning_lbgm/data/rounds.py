@@ -1,4 +1,4 @@
-"""The loader that Lightning iterates: one item is one communication round."""
+"""Round loader, which Lightning iterates: one item is one communication round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training DataLoader says beside its dataset: batch size, sampler and how it iterates."""
+"""Sampling settings of the training DataLoader: batch size, sampler and how it iterates."""
 
 from __future__ import annotations
 

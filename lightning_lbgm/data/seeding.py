@@ -1,4 +1,4 @@
-"""Random generators that a loader, its samplers and its dataset keep for themselves."""
+"""Seeding of the random generators that a loader, its samplers and its dataset hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a dataset that a DataLoader's sampler picks."""
+"""Subset of a dataset that a DataLoader's sampler picks."""
 
 from __future__ import annotations
 

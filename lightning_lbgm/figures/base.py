@@ -1,4 +1,4 @@
-"""What all figures share: size, axes and tick formats. matplotlib is imported when a figure is drawn."""
+"""Figure size, axes and tick formats that all figures share. matplotlib is imported when a figure is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of communication: a metric against uplink or rounds, and LBP errors by client and round."""
+"""Communication figures: a metric against uplink or rounds, and LBP errors by client and round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of the convergence monitor."""
+"""Convergence figure: the compression error over rounds, and its bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of the gradient space, after those of Section 2 of Azam et al., ICLR 2022."""
+"""Gradient space figures, after those of Section 2 of Azam et al., ICLR 2022."""
 
 from __future__ import annotations
 

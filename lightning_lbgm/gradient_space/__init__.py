@@ -1,1 +1,1 @@
-"""The space that gradients span: Gram matrices and principal directions."""
+"""Gradient space: Gram matrices and principal directions of the gradients of a run."""

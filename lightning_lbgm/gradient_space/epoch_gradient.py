@@ -1,4 +1,4 @@
-"""The sum of the gradients of an epoch's optimizer steps, as one vector."""
+"""Epoch gradient: the sum of the gradients of an epoch's optimizer steps, as one vector."""
 
 from __future__ import annotations
 

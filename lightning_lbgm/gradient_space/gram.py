@@ -1,4 +1,4 @@
-"""What the Gram matrix of a few long vectors tells of the space that they span, without the vectors.
+"""Gram matrix analysis (PCA) of a few long vectors, without the vectors.
 
 T vectors g_0 ... g_{T-1}, T far smaller than their length, have the Gram matrix K with K_ij = <g_i, g_j>. All functions
 take stacks of such matrices, shape ``(..., T, T)`` and float64, and work on each alone.

@@ -1,4 +1,4 @@
-"""The space that gradients span: the gradients on disk, their inner products in memory.
+"""Gradient space of a run: the gradients on disk, their inner products in memory.
 
 The analysis is that of Section 2 of Azam et al., "Recycling Model Updates in Federated Learning: Are Gradient Subspaces
 Low-Rank?", ICLR 2022, https://arxiv.org/abs/2202.00280.

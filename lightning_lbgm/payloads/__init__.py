@@ -1,4 +1,4 @@
-"""Payloads: what an update is encoded into, how it decodes and its bytes."""
+"""Payloads: what an update is encoded into, how that decodes, and its bytes."""
 
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Dense, Payload

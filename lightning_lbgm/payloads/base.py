@@ -1,4 +1,4 @@
-"""What crosses the uplink: the contract of a payload, and the plainest kind."""
+"""Payload, the encoded update that is sent: its contract, and the dense kind."""
 
 from __future__ import annotations
 

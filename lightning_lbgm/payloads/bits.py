@@ -1,4 +1,4 @@
-"""Numbers of a few bits, packed into bytes, and the compact code of sparse indices.
+"""Bit packing of small integers into bytes, and the Golomb-Rice code of sparse indices.
 
 All of it is vectorised: no loop over the entries. Bit ``i % 8`` of byte ``i // 8`` is bit ``i`` of a stream.
 """

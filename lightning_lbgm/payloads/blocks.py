@@ -1,4 +1,4 @@
-"""Payloads side by side."""
+"""Block payload: one payload for each parameter tensor, side by side."""
 
 from __future__ import annotations
 

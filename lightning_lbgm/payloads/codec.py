@@ -1,4 +1,4 @@
-"""Bytes: writing and reading a message's body, and the error of all that is not one.
+"""Binary reader and writer of a message's body, and the error for malformed bytes.
 
 Numbers are little-endian. A reader never goes past the bytes that it was given, and what it allocates is bounded by
 their number, whatever they claim.

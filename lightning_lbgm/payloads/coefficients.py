@@ -1,4 +1,4 @@
-"""Coefficients of updates that both ends remember, and what they decode to."""
+"""Coefficient payload: coefficients of updates that both ends remember, and what they decode to."""
 
 from __future__ import annotations
 

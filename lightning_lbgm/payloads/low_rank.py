@@ -1,4 +1,4 @@
-"""A matrix as the product of two thin ones."""
+"""Low-rank payload: a matrix as the product of two thin factors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of payload, by their names in checkpoints and their codes in messages."""
+"""Registry of payload kinds: names in checkpoints, codes in messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values rounded to a smaller floating-point format."""
+"""Rounded payload: values in a smaller floating-point format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A payload times a power of two, for numbers beyond the range of the format that holds them."""
+"""Scaled payload: another one times a power of two, for numbers beyond the range of its format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Some of an update's entries and where they stand."""
+"""Sparse payload: some of an update's entries and their indices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one thing that crosses from a client to the server, and its binary form."""
+"""Message from a client to the server, the one thing that crosses, and its binary form."""
 
 from __future__ import annotations
 

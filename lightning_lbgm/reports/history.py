@@ -1,4 +1,4 @@
-"""What callbacks remember of a run for its figures: no more of it than a figure can show."""
+"""History of a run for figures: curves and an error map of bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ledger: the bits sent over a run."""
+"""Ledger of the bits sent over a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A round's metrics and table rows, by their public names."""
+"""Metrics and table rows of a round, by their public names."""
 
 from __future__ import annotations
 

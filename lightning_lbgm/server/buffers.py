@@ -1,4 +1,4 @@
-"""Buffers and frozen parameters between server and clients: averaged, the server's, or each client's own."""
+"""Buffer policy: buffers and frozen parameters are averaged, stay the server's, or are each client's own."""
 
 from __future__ import annotations
 

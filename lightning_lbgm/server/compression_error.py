@@ -1,4 +1,4 @@
-"""What compression cost a round: how far the update that the server used is from the exact one."""
+"""Compression error of a round: how far the update that the server used is from the exact one."""
 
 from __future__ import annotations
 

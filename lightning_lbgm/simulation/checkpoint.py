@@ -1,26 +1,46 @@
-"""A federation's state between rounds, for checkpoints, however its clients are kept and in how many processes."""
+"""Checkpoint format of a federation between rounds, for any client store and any number of processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from lightning_lbgm.compression.chain import Chain
+from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.simulation.client_store import ClientFiles, is_index, read_index
 from lightning_lbgm.simulation.placement import deal
-from lightning_lbgm.simulation.world import to_device
+from lightning_lbgm.simulation.undo import RoundState, RoundUndo
+from lightning_lbgm.simulation.world import World, to_device
 
-if TYPE_CHECKING:
-    from lightning_lbgm.simulation.federation import Federation
-
-__all__ = ["VERSION", "check", "damaged", "load", "save"]
+__all__ = ["VERSION", "FederationState", "check", "damaged", "load", "save"]
 
 VERSION = 1
 """Format of what ``save`` returns. 0, without a mark: settings were compared by their representations."""
 
 _PARTS = {"round_index": int, "seed": int, "ledger": dict, "server": dict, "uplink": dict, "clients": dict}
+
+
+class FederationState(RoundState, Protocol):
+    """What a checkpoint holds of a federation, and what it takes to save and load that.
+
+    Attributes:
+        flat: The trainable parameters.
+        uplink: The stages.
+        seed: The run's seed.
+        world: The processes.
+        undo: The undo log of the round at hand, or of the last one until it is final.
+        in_round: Whether the client phase has begun and the server has not stepped yet.
+    """
+
+    flat: FlatParameters
+    uplink: Chain
+    seed: int
+    world: World
+    undo: RoundUndo | None
+    in_round: bool
 
 
 def check(state: Any, path: Any) -> None:
@@ -56,7 +76,7 @@ def damaged(path: Any, what: str) -> ValueError:
     )
 
 
-def save(federation: Federation, clients_folder: Path | None = None) -> dict[str, Any]:
+def save(federation: FederationState, clients_folder: Path | None = None) -> dict[str, Any]:
     """Return a federation as built-ins and tensors (shared, not copied).
 
     Within a round it is that of the round's start, as after ``Federation.roll_back``.
@@ -97,7 +117,7 @@ def save(federation: Federation, clients_folder: Path | None = None) -> dict[str
     }
 
 
-def load(federation: Federation, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
+def load(federation: FederationState, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
     """Continue from ``save``, made by a federation with the same settings, in any number of processes.
 
     Args:

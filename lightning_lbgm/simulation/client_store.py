@@ -1,4 +1,4 @@
-"""Clients' states where there are more than memory holds: files, mapped into memory while a client has its turn.
+"""Client state store on disk: files, mapped into memory for a client's turn, if memory cannot hold all clients.
 
 A state is made of built-ins and tensors. Each tensor has a file of its own, written once and never changed, so that a
 client's turn writes only what is new, and a checkpoint is made of links.

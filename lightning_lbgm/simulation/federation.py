@@ -1,4 +1,4 @@
-"""A communication round, from local training to the server's step, and the state that lasts between rounds."""
+"""Federation: a communication round from local training to the server's step, and the state between rounds."""
 
 from __future__ import annotations
 

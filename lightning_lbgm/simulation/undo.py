@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_lbgm.simulation.federation import Federation
+from lightning_lbgm.protocol.recency import LeastRecentlyUsed
+from lightning_lbgm.reports.ledger import Ledger
+from lightning_lbgm.server.buffers import Buffers
+from lightning_lbgm.server.server import Server
 
-__all__ = ["RoundUndo"]
+__all__ = ["RoundState", "RoundUndo"]
 
 _MAX_KEPT_BYTES = 2**30
 _LOST = object()
+
+
+class RoundState(Protocol):
+    """What a round changes of a federation, and its undo log puts back.
+
+    Attributes:
+        round_index: The round to come.
+        placement: The rank that holds a client's state, of all clients.
+        shared: What the server keeps for all clients.
+        ledger: The account of bits.
+        uses: The order in which clients were last used.
+        clients: The states of this rank's clients.
+        server: Its own undo is called.
+        buffers: Their own undo is called.
+    """
+
+    round_index: int
+    placement: dict[int, int]
+    shared: dict[str, Any]
+    ledger: Ledger
+    uses: LeastRecentlyUsed
+    clients: MutableMapping[int, Any]
+    server: Server
+    buffers: Buffers
 
 
 class _Kept:
@@ -49,10 +75,10 @@ class RoundUndo:
     in full.
 
     Args:
-        federation: The federation.
+        federation: What to remember.
     """
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: RoundState) -> None:
         self._federation = federation
         self._fields = {
             "round_index": federation.round_index,

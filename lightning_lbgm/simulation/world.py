@@ -1,4 +1,4 @@
-"""The processes that simulate one federation together, and what they tell each other."""
+"""World of processes that simulate one federation together: collectives and moves of client state."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The strategy: Lightning's hooks, connected to a federation."""
+"""Lightning strategy: Lightning's hooks, connected to a federation."""

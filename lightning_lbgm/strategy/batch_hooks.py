@@ -1,4 +1,4 @@
-"""Batch hooks that change the model: called once a round here, after each step elsewhere, and that is said once."""
+"""Batch hooks that change the model: called once a round here, after each step elsewhere, with one warning."""
 
 from __future__ import annotations
 

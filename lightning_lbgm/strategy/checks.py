@@ -1,4 +1,4 @@
-"""What a federation cannot do with a Trainer, a module or a DataLoader, each with the remedy."""
+"""Checks of Trainer, module and callbacks: what a federation cannot do, each with the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The world that a cluster environment tells of, and what does not fit it: never two whole federations side by side."""
+"""Cluster environment: the world that it defines, and errors for settings that do not fit it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training loaders that a federation cannot deal to clients, each with the remedy."""
+"""Checks of training loaders that cannot be dealt to clients, each with the remedy."""
 
 from __future__ import annotations
 

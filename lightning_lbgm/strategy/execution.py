@@ -1,4 +1,4 @@
-"""Whether clients are trained one after the other or in chunks, and why."""
+"""Execution mode: whether clients are trained one after the other or vectorised in chunks, and why."""
 
 from __future__ import annotations
 

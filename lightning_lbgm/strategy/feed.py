@@ -1,4 +1,4 @@
-"""From the user's training loaders to what a federation draws its batches from."""
+"""Feed of a federation, made from the user's training loaders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings as plain values that can be compared: what decides whether a checkpoint's clients are this federation's.
+"""Identity of settings as plain values: whether a checkpoint's clients are this federation's.
 
 A setting's representation is for reading: it shows arrays by their length, and functions by their names. Here they are
 described by value, in built-ins that load under ``weights_only=True``.

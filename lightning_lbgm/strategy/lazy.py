@@ -1,4 +1,4 @@
-"""Initialise lazy modules (``nn.LazyLinear`` and others) before the first round, from the shapes of a batch."""
+"""Lazy modules (``nn.LazyLinear`` and others), initialised before the first round from the shapes of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions of a batch that a callback was given, such as ``ThroughputMonitor``'s, applied to the local batches."""
+"""Batch-size functions of callbacks, such as ``ThroughputMonitor``'s, applied to the local batches."""
 
 from __future__ import annotations
 

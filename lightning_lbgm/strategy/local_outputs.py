@@ -1,4 +1,4 @@
-"""What ``training_step`` returns beside the loss: noted by name, and an error in words if a hook asks for it."""
+"""Outputs of ``training_step`` besides the loss: noted by name, with an error if a hook uses one."""
 
 from __future__ import annotations
 

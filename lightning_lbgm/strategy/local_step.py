@@ -1,4 +1,4 @@
-"""The local step: one optimizer step of a client as Lightning's automatic optimization makes it."""
+"""Local step: one optimizer step of a client as in Lightning's automatic optimization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values logged in a training step, reduced over the cohort and handed on once a round."""
+"""Log capture: values logged in a training step, reduced over the cohort and handed on once a round."""
 
 from __future__ import annotations
 

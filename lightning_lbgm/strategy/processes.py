@@ -1,4 +1,4 @@
-"""The strategy's other half: the device of this process, and the processes of a ``Trainer`` with several devices."""
+"""Processes of the strategy: the device of this one, and the others of a ``Trainer`` with several devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors for a module's own ``optimizer_step`` that does not make exactly one step, which is a round's server step."""
+"""Round checks: a module's own ``optimizer_step`` must make exactly one step, which is the server's."""
 
 from __future__ import annotations
 

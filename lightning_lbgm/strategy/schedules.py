@@ -1,4 +1,4 @@
-"""Warnings of learning rates and schedules that were meant for batches and now count rounds."""
+"""Learning rate schedules that were meant for batches and now count rounds: warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a round changes in the Trainer and the module besides parameters, to take a broken round back."""
+"""Transaction of a round: Trainer and module state besides parameters, to take a broken round back."""
 
 from __future__ import annotations
 

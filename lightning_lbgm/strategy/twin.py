@@ -1,4 +1,4 @@
-"""What ``pytorch_lightning`` is to know of this package: the strategy and its callbacks."""
+"""Registration with ``pytorch_lightning``: the strategy and the callbacks that it must know."""
 
 from __future__ import annotations
 

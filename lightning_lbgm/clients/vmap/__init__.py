@@ -1,1 +1,1 @@
-"""Vectorised training of several clients at once by ``torch.func.vmap``, and the proof that it comes to the same."""
+"""Vectorised training of several clients by ``torch.func.vmap``, and the checks that it equals training them alone."""

@@ -1,4 +1,4 @@
-"""Batches of several clients, stacked."""
+"""Stacked batches of several clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local training of several clients at once: their parameters are stacked, ``torch.func.vmap`` runs the step."""
+"""Chunk of clients trained at once: their parameters are stacked, and ``torch.func.vmap`` runs the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of clients trained at once with the same clients trained alone, up to rounding.
+"""Comparison of vectorised with sequential training of the same clients, up to rounding.
 
 What rounding amounts to is not the same for every module: a step may amplify it. So where a difference is larger than
 the last digits, the client is trained alone once more, from parameters that differ in their last bit: a difference of

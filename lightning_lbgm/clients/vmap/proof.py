@@ -1,4 +1,4 @@
-"""Proof by example that a chunk was trained right: some of its clients are trained alone too, and compared."""
+"""Verification of a vectorised chunk: some of its clients are trained alone too, and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python objects as they were: lists, attributes, generators, tensors aside, remembered and put back to the bit."""
+"""Snapshot and restore of Python objects: lists, attributes and generators, to the bit; tensors are left out."""
 
 from __future__ import annotations
 

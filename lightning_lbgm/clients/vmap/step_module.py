@@ -1,4 +1,4 @@
-"""A training step as the forward of a module, so that ``torch.func`` can put tensors in the module's place."""
+"""Training step as a module's forward, so that ``torch.func`` can replace the module's tensors."""
 
 from __future__ import annotations
 

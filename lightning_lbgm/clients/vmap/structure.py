@@ -1,4 +1,4 @@
-"""What a module consists of, to notice when it changes: submodules, tensors, hooks and its optimizer's kind."""
+"""Structure of a module, to notice changes: submodules, tensors, hooks and the kind of its optimizer."""
 
 from __future__ import annotations
 

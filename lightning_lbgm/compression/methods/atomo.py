@@ -1,4 +1,4 @@
-"""Spectral atoms: a matrix as the sum of some of its singular components.
+"""ATOMO, singular value sparsification: a matrix as the sum of some of its singular components.
 
 Wang, Sievert, Liu, Charles, Papailiopoulos, Wright: "ATOMO: Communication-efficient Learning via Atomic
 Sparsification", NeurIPS 2018 (arXiv 1806.04090).

@@ -1,4 +1,4 @@
-"""Fewer bits a value: a smaller floating-point format."""
+"""Cast to a smaller floating-point format, such as ``bfloat16``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differences to a running mean: send how the update departs from what the client has been sending.
+"""DIANA: compressed differences to a running mean of what the client has sent.
 
 Mishchenko, Gorbunov, Takac, Richtarik: "Distributed Learning with Compressed Gradient Differences" (DIANA), 2019
 (arXiv 1901.09269); inside ``ErrorFeedback`` it is EC-DIANA of Gorbunov, Kovalev, Makarenko, Richtarik: "Linearly

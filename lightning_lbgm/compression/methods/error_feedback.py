@@ -1,4 +1,4 @@
-"""Error feedback: what a stage did not send is added to the client's next update.
+"""Error feedback: the residual that a stage did not send is added to the client's next update.
 
 Seide, Fu, Droppo, Li, Yu: "1-bit stochastic gradient descent and its application to data-parallel distributed training
 of speech DNNs", Interspeech 2014; Karimireddy et al., ICML 2019 (arXiv 1901.09847).

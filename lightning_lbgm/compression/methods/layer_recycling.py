@@ -1,4 +1,4 @@
-"""Layer recycling by the server: a method to compare with.
+"""Layer recycling by the server (FedLUAR), a method to compare with.
 
 Kim, Kang, Lee: "Layer-wise Update Aggregation with Recycling for Communication-Efficient Federated Learning" (FedLUAR),
 NeurIPS 2025 (arXiv 2503.11146).

@@ -1,4 +1,4 @@
-"""The look-back test: send coefficients where the new update is nearly in the span of the last ones sent in full.
+"""LBGM, the look-back test: coefficients if an update is nearly in the span of the last ones sent in full.
 
 Azam, Hosseinalipour, Qiu, Brinton: "Recycling Model Updates in Federated Learning: Are Gradient Subspaces
 Low-Rank?", ICLR 2022 (arXiv 2202.00280), Algorithm 1. ``rank`` above 1 is this package's generalisation of it.

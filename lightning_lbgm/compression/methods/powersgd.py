@@ -1,4 +1,4 @@
-"""Power iteration with a warm start.
+"""PowerSGD: low-rank factors by power iteration with a warm start.
 
 Vogels, Karimireddy, Jaggi: "PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization", NeurIPS
 2019 (arXiv 1905.13727), Algorithm 1, for one client.

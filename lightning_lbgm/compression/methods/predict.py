@@ -1,4 +1,4 @@
-"""Prediction from the client's past: send what the look-back subspace does not foretell."""
+"""Prediction from the client's past updates: send coefficients of their span, and the compressed remainder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stochastic quantization, unbiased.
+"""QSGD, stochastic quantization, unbiased.
 
 Alistarh, Grubic, Li, Tomioka, Vojnovic: "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding",
 NeurIPS 2017 (arXiv 1610.02132), with the buckets and the maximum norm of its section on practice.

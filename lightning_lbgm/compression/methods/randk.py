@@ -1,4 +1,4 @@
-"""Random sparsification, unbiased.
+"""Rand-K, random sparsification, unbiased.
 
 Stich, Cordonnier, Jaggi: "Sparsified SGD with Memory", NeurIPS 2018 (arXiv 1809.07599); the indices follow from a seed,
 as the random masks of Konecny et al.: "Federated Learning: Strategies for Improving Communication Efficiency", 2016

@@ -1,4 +1,4 @@
-"""Sign compression.
+"""Sign compression (signSGD): one bit an entry and a scale.
 
 Bernstein, Wang, Azizzadenesheli, Anandkumar: "signSGD: Compressed Optimisation for Non-Convex Problems", ICML 2018
 (arXiv 1802.04434); the scale is that of Karimireddy, Rebjock, Stich, Jaggi: "Error Feedback Fixes SignSGD and other

@@ -1,4 +1,4 @@
-"""The threshold of the look-back test: a number, a function of the round, or steered to a wanted saving."""
+"""Threshold of the look-back test: a number, a function of the round, or controlled to reach a wanted saving."""
 
 from __future__ import annotations
 

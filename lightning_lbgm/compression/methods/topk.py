@@ -1,4 +1,4 @@
-"""Top-K sparsification.
+"""Top-K sparsification: the entries of the largest magnitude.
 
 Aji, Heafield: "Sparse Communication for Distributed Gradient Descent", EMNLP 2017 (arXiv 1704.05021).
 """

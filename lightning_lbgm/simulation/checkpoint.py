@@ -93,7 +93,7 @@ def save(federation: Federation, clients_folder: Path | None = None) -> dict[str
         "uplink": federation.shared,
         "buffers": federation.buffers.state_dict(),
         "clients": {"folder": str(clients_folder), "skeletons": clients} if on_disk else clients,
-        "uses": federation.uses.order,
+        "uses": federation.recency.order,
     }
 
 
@@ -111,7 +111,7 @@ def load(federation: Federation, state: dict[str, Any], work: Mapping[int, int] 
     federation.ledger = Ledger(**state["ledger"])
     federation.server.load_state_dict(state["server"])
     federation.shared = to_device(state["uplink"], device)
-    federation.uses = LeastRecentlyUsed(federation.uplink.capacity, state.get("uses", []))
+    federation.recency = LeastRecentlyUsed(federation.uplink.capacity, state.get("uses", []))
     if "buffers" in state:  # checkpoints of earlier versions have none
         federation.buffers.load_state_dict(state["buffers"])
     clients = state["clients"]

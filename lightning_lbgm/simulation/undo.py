@@ -60,7 +60,7 @@ class RoundUndo:
             "shared": copy.deepcopy(federation.shared),
         }
         self._ledger = federation.ledger.state_dict()
-        self._order = federation.uses.order
+        self._order = federation.recency.order
         self._clients: dict[int, Any] = {}
         self._kept_bytes = 0
 
@@ -101,7 +101,7 @@ class RoundUndo:
             setattr(federation, name, value)
         for name, value in self._ledger.items():
             setattr(federation.ledger, name, value)
-        federation.uses.undo(self._order)
+        federation.recency.undo(self._order)
         lost = 0
         for client_id, kept in self._clients.items():
             if isinstance(kept, _Kept) and kept.is_whole:

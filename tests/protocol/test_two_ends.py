@@ -116,7 +116,7 @@ def test_the_servers_decoding_equals_the_clients_reconstruction(name, seed):
         received = chain.decode(wire(encoded.payload), server, run.context())
         assert received.layout == LAYOUT
         decoded = received.dense()
-        assert torch.equal(decoded, chain.reconstruct(encoded.payload, client, run.context()).dense())
+        assert torch.equal(decoded, encoded.decoded.dense())
         assert_same_lbgs(client, server)
         run.end_round(encoded, decoded)
 
@@ -129,7 +129,7 @@ def test_the_runs_above_both_recycle_and_refresh(name):
     for values in updates(0, 22):
         encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
         recycled += encoded.decision.recycled  # the first is always refreshed
-        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
+        run.end_round(encoded, encoded.decoded.dense())
     assert len(look_back_gradients(state)) == 1
     assert recycled.count(True) >= 3
     assert recycled.count(False) >= 3
@@ -142,8 +142,8 @@ def test_the_runs_above_remember_what_they_foretell_from(name):
     assert look_back_gradients(state) == []
     for index, values in enumerate(updates(0, 5)):
         encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
-        assert (encoded.reads, encoded.writes) == (index > 0, True)
-        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
+        assert (encoded.needs_state, encoded.updates_state) == (index > 0, True)
+        run.end_round(encoded, encoded.decoded.dense())
     assert len(look_back_gradients(state)) == 1
 
 
@@ -170,7 +170,7 @@ def test_the_runs_above_leave_layers_out(name):
     for values in updates(0, 5):
         encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
         omitted.append(sum(type(part).__name__ == "Omitted" for part in getattr(encoded.payload, "parts", [])))
-        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
+        run.end_round(encoded, encoded.decoded.dense())
     number = 1 if name.startswith("topk") else 2
     assert omitted == [0] + 4 * [number]
 
@@ -213,12 +213,12 @@ def test_a_reused_buffer_gives_the_same_as_fresh_ones_and_is_not_written_to(name
     buffer = torch.empty(SIZE)
     for values in updates(3, 22):
         buffer.copy_(values)
-        reused = chain.encode(Dense(buffer, LAYOUT), reusing, run.context()).payload
+        reused = chain.encode(Dense(buffer, LAYOUT), reusing, run.context())
         assert torch.equal(buffer, values)
-        seen = chain.reconstruct(reused, reusing, run.context()).dense().clone()
+        seen = reused.decoded.dense().clone()
         buffer.fill_(float("nan"))
         encoded = chain.encode(Dense(values.clone(), LAYOUT), fresh, run.context())
-        assert torch.equal(seen, chain.reconstruct(encoded.payload, fresh, run.context()).dense())
+        assert torch.equal(seen, encoded.decoded.dense())
         assert_same(reusing, fresh)
         run.end_round(encoded, seen)
 
@@ -247,7 +247,7 @@ def test_encoding_does_not_keep_the_tensors_that_are_sent(name):
         for tensor in encoded.payload.tensors():
             tensor.fill_(1)
         assert_same(one, other)
-        run.end_round(expected, chain.reconstruct(expected.payload, other, run.context()).dense())
+        run.end_round(expected, expected.decoded.dense())
 
 
 @pytest.mark.parametrize("name", UPLINKS)

@@ -79,8 +79,8 @@ class Message:
         numbers = (self.client_id, self.round_index, self.sequence, self.base_version, self.state_version)
         if not all(0 <= number <= _MAX_U32 for number in numbers) or self.payload.size > MAX_SIZE:
             raise ValueError(
-                f"`Message` numbers (client, round, sequence, base version, state version) must be in [0, {_MAX_U32}]"
-                f" and its update of at most {MAX_SIZE} entries; got {numbers} and {self.payload.size}."
+                "`Message` numbers (client_id, round_index, sequence, base_version, state_version) must be in"
+                f" [0, {_MAX_U32}] and its update of at most {MAX_SIZE} entries; got {numbers} and {self.payload.size}."
             )
         out = Writer()
         body = self.payload.to_bytes()

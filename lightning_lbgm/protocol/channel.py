@@ -13,7 +13,7 @@ from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.core.layout import LayoutLike
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.protocol.endpoints import ClientEnd, Received, Rejection, ServerEnd, forgotten, new_state
-from lightning_lbgm.protocol.message import Message
+from lightning_lbgm.protocol.message import count_bits
 
 __all__ = ["Channel", "SharedChannel", "WireChannel"]
 
@@ -80,8 +80,8 @@ class SharedChannel(Channel):
         self, client_id: int, update: Dense, buffers: Mapping[str, Tensor], context: Context, state: State
     ) -> Received:
         encoded = self.uplink.encode(update, state, context)
-        message = Message(client_id, encoded.payload, dict(buffers), context.round_index)
-        return Received(encoded.decoded, message.buffers, message.num_bits, encoded.decision)
+        bits = count_bits(encoded.payload, buffers)
+        return Received(encoded.decoded, dict(buffers), bits, encoded.decision)
 
     def forget(self, state: State) -> None:
         self.uplink.forget(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.codec import DTYPES, MAX_SIZE, MessageError, Reader, Writer, dtype_code, varint_size
 
-__all__ = ["HEADER_BYTES", "Message", "MessageError"]
+__all__ = ["HEADER_BYTES", "Message", "MessageError", "count_bits"]
 
 _FORMAT_VERSION = 1
 _HAS_BUFFERS = 0x80  # in the byte of the dtype
@@ -63,11 +64,7 @@ class Message:
     @property
     def num_bits(self) -> int:
         """Bits sent: all but the header, which has ``HEADER_BYTES`` bytes whatever is sent."""
-        bits = self.payload.num_bits
-        if self.buffers:
-            bits += 8 * varint_size(bits // 8)
-            bits += sum(8 * (_framing_bytes(name, tensor) + tensor.nbytes) for name, tensor in self.buffers.items())
-        return bits
+        return count_bits(self.payload, self.buffers)
 
     def to_bytes(self) -> bytes:
         """Return the binary form, which docs/uplink.md describes.
@@ -133,6 +130,15 @@ class Message:
             payload.relabel(layout)
         buffers = _read_buffers(reader) if dtype & _HAS_BUFFERS else {}
         return Message(client_id, payload, buffers, round_index, sequence, base, state)
+
+
+def count_bits(payload: Payload, buffers: Mapping[str, Tensor]) -> int:
+    """Return ``Message.num_bits`` of a payload and the buffers sent with it, without making the message."""
+    bits = payload.num_bits
+    if buffers:
+        bits += 8 * varint_size(bits // 8)
+        bits += sum(8 * (_framing_bytes(name, tensor) + tensor.nbytes) for name, tensor in buffers.items())
+    return bits
 
 
 def _framing_bytes(name: str, tensor: Tensor) -> int:

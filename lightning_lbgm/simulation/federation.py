@@ -21,7 +21,7 @@ from lightning_lbgm.data.rounds import Round
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.protocol.channel import Channel, SharedChannel
 from lightning_lbgm.protocol.endpoints import Received
-from lightning_lbgm.protocol.message import Message
+from lightning_lbgm.protocol.message import count_bits
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
@@ -303,7 +303,7 @@ class Federation:
                     squared_error = self._errors.receive(result.update, received.update, weight)
                 if received.buffers:
                     self.buffers.receive(received.buffers, weight)
-                dense_bits = Message(client_id, update, buffers).num_bits
+                dense_bits = count_bits(update, buffers)
             self.clients[client_id] = state
             self.undo.settle(client_id, state)
         return ClientReport(

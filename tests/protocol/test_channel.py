@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import Recorder, TinyModule, flat_params
+from states import look_back_gradients
 from torch import nn
 from uplinks import CLIENT, LAYOUT, UPLINKS, updates
 
@@ -165,6 +166,8 @@ def test_a_forgotten_client_sends_in_full():
         channel.forget(state)
         received = send(channel, state, dense(3.0, 2.0), 2)
         assert (received.bits, received.dense().tolist()) == (64, [3.0, 2.0])
+        channel.forget(state)
+        assert all(not found for found in look_back_gradients(state))  # at both ends
 
 
 def test_the_ends_of_a_wire_share_no_memory():

@@ -70,7 +70,7 @@ def look_back(quick: bool) -> Iterator[Row]:
 
 
 def _measure(stage: LookBack, size: int, passes: int) -> tuple[float, float, float]:
-    """Return median seconds of ``encode``, and of ``reconstruct`` with ``add_to``, and the bandwidth meanwhile."""
+    """Return median seconds of ``encode``, and of ``add_to`` of what the server sees, and the bandwidth meanwhile."""
     slots = max(4, COLD_BYTES // (3 * 4 * size))
     base = torch.randn(size)
     # Distinct vectors, quickly made; neighbours are nearly orthogonal.
@@ -81,16 +81,16 @@ def _measure(stage: LookBack, size: int, passes: int) -> tuple[float, float, flo
         stage.encode(Dense(updates[slot - 1].clone()), states[slot])
     tests, aggregations, bandwidths = [], [], []
     for _ in range(passes):
-        payloads = []
+        decoded = []
         bandwidths.append(bandwidth(3))
         for slot in range(slots):
             begin = time.perf_counter()
             encoded = stage.encode(Dense(updates[slot]), states[slot])
             tests.append(time.perf_counter() - begin)
-            payloads.append(encoded.payload)
+            decoded.append(encoded.decoded)
         for slot in range(slots):
             begin = time.perf_counter()
-            stage.reconstruct(payloads[slot], states[slot]).add_to(sums[slot], 0.01)
+            decoded[slot].add_to(sums[slot], 0.01)
             aggregations.append(time.perf_counter() - begin)
         updates = updates[1:] + updates[:1]  # a refreshed look-back gradient is not the next update
     return statistics.median(tests), statistics.median(aggregations), statistics.median(bandwidths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, RoundResult, Stage, State
@@ -70,22 +70,18 @@ class Chain(Stage):
         return {"stages": [stage.init_shared() for stage in self.stages]}
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        encoded = Encoded(update)
+        payload, decision, needs_state, updates_state = update, None, False, False
+        decoders: list[Callable[[Payload], Payload]] = []
         for position, (stage, stage_state) in enumerate(zip(self.stages, state["stages"])):
-            step = stage.encode(encoded.payload, stage_state, self._child(context, position))
-            encoded = Encoded(
-                step.payload,
-                encoded.decision if step.decision is None else step.decision,
-                reads=encoded.reads or step.reads,
-                writes=encoded.writes or step.writes,
-            )
-        return encoded
-
-    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        for position in reversed(range(len(self.stages))):
-            stage, stage_state = self.stages[position], state["stages"][position]
-            payload = stage.reconstruct(payload, stage_state, self._child(context, position))
-        return payload
+            child = self._child(context, position)
+            step = stage.encode(payload, stage_state, child)
+            payload = step.payload
+            decision = decision if step.decision is None else step.decision
+            needs_state = needs_state or step.needs_state
+            updates_state = updates_state or step.updates_state
+            if (decoder := _decoder(stage, step, child)) is not None:
+                decoders.append(decoder)
+        return Encoded(payload, decision, _in_reverse(decoders), needs_state, updates_state)
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         for position in reversed(range(len(self.stages))):
@@ -111,6 +107,37 @@ class Chain(Stage):
 
     def __repr__(self) -> str:
         return repr(self.stages)
+
+
+def _decoder(stage: Stage, step: Encoded, context: Context) -> Callable[[Payload], Payload] | None:
+    """Return what a stage's ``decode`` will do on the server; None if it does nothing."""
+    if step.decode is None and not stage.decodes:
+        return None
+    name = type(stage).__name__
+    if not stage.decodes:
+        raise TypeError(
+            f"{name} returns `Encoded(decode=...)` but does not override `decode`, so that the server would see"
+            " something else than the client: override `decode` too."
+        )
+    if step.decode is None and stage.init():
+        raise TypeError(
+            f"{name} has a state and overrides `decode`, but its `encode` does not say what the server will see: return"
+            " `Encoded(payload, decode=function)`, a function of the payload that gives what `decode` gives the server."
+        )
+    return step.decode or (lambda payload: stage.decode(payload, {}, context))
+
+
+def _in_reverse(decoders: list[Callable[[Payload], Payload]]) -> Callable[[Payload], Payload] | None:
+    """Compose the decoders of a chain's stages: the last one decodes first."""
+    if len(decoders) < 2:
+        return decoders[0] if decoders else None
+
+    def decode(payload: Payload) -> Payload:
+        for decoder in reversed(decoders):
+            payload = decoder(payload)
+        return payload
+
+    return decode
 
 
 def _only(name: str, values: list[Any], default: Any) -> Any:

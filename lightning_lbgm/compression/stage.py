@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from lightning_lbgm.compression.context import NO_CONTEXT, Context, Decision, RoundResult, State
@@ -21,15 +22,24 @@ class Encoded:
 
     Attributes:
         payload: What to send.
-        decision: What was decided on the way, None where nothing was tested.
-        reads: Whether the payload decodes only beside what the server remembers of the client.
-        writes: Whether the server is to remember something of it.
+        decision: What was decided on the way; None if nothing was tested.
+        decode: What the stage's ``decode`` will return on the server, as a function of the payload: this one, or if
+            stages follow in the chain what they have decoded. It holds whatever it needs of the client's state, so that
+            it stays valid when that advances. None: the payload decodes itself, or ``decode`` needs no state.
+        needs_state: Whether the payload decodes only with what the server remembers of the client.
+        updates_state: Whether the server is to remember something of the payload.
     """
 
     payload: Payload
     decision: Decision | None = None
-    reads: bool = False
-    writes: bool = False
+    decode: Callable[[Payload], Payload] | None = None
+    needs_state: bool = False
+    updates_state: bool = False
+
+    @cached_property
+    def decoded(self) -> Payload:
+        """What the server sees: the decoded payload."""
+        return self.payload if self.decode is None else self.decode(self.payload)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield payload and decision: ``payload, decision = stage.encode(update, state)``."""
@@ -42,8 +52,11 @@ class Stage(ABC):
     A stage object holds settings only. What it remembers about a client is in a ``State`` made by ``init``,
     one at each end, and is passed in at each call; the client's is advanced by ``encode``, the server's by
     ``decode``, in place. What the server keeps for all clients together, and tells them with the global parameters, is
-    in another one, made by ``init_shared`` and advanced by ``end_round``. A compressor needs ``encode`` alone, for its
-    payload decodes itself.
+    in another one, made by ``init_shared`` and advanced by ``end_round``.
+
+    A compressor whose payload decodes itself needs ``encode`` alone, and a stage that decodes without a state also
+    ``decode``. A stage that decodes with a state tells the client what the server will see as well, by
+    ``Encoded(payload, decode=...)``: in simulation both ends share the client's state.
 
     Attributes:
         terminal: Whether the stage must be the last of its chain.
@@ -76,24 +89,6 @@ class Stage(ABC):
             context: The round, its randomness and what is shared.
         """
 
-    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        """Return what the server sees for a payload just encoded, from the client's own state, which stays as it is.
-
-        In simulation this stands for ``decode``, so that both ends share one copy of the state. A stage that decodes
-        without a state need not implement it.
-
-        Raises:
-            TypeError: If the stage overrides ``decode`` alone, and has a state.
-        """
-        if not self._overrides("decode"):
-            return payload
-        if self.init():
-            raise TypeError(
-                f"{type(self).__name__} has a state and overrides `decode`: override `reconstruct` too, which returns"
-                " what `decode` gives the server, from the client's state after `encode`."
-            )
-        return self.decode(payload, {}, context)
-
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         """Decode what the stage has encoded, on the server, and advance the server's state.
 
@@ -107,10 +102,7 @@ class Stage(ABC):
     @property
     def decodes(self) -> bool:
         """Whether ``decode`` has to make an update of its payload, which decodes itself to something else."""
-        return self._overrides("decode") or self._overrides("reconstruct")
-
-    def _overrides(self, name: str) -> bool:
-        return getattr(type(self), name) is not getattr(Stage, name)
+        return type(self).decode is not Stage.decode
 
     def forget(self, state: State) -> None:  # noqa: B027 (most have nothing to forget)
         """Drop, on the client, what the server is to remember too: the next update needs none of it."""

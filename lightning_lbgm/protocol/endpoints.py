@@ -1,9 +1,8 @@
-"""The two ends of an uplink that loses, repeats or reorders messages.
+"""Endpoints of an uplink that loses, repeats or reorders messages: the client's and the server's.
 
-A client numbers its messages, and names in each the version of what it believes the server to remember of it (its
-look-back gradients): a checksum over all that went into it, so that equal versions are equal memories. A server that
-does not have that version rejects the message; told so, the client forgets what it believed and sends its next update
-in full. In simulation nothing is lost, and ``Federation`` lets both ends share one state instead.
+A client numbers its messages, and names in each the version of the state (its look-back gradients) that it believes the
+server to have of it: a checksum over all that went into it, so that equal versions are equal states. A server that does
+not have that version rejects the message. The client then forgets what it believed and sends its next update in full.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lbgm.compression.chain import as_chain
-from lightning_lbgm.compression.context import Context, State
-from lightning_lbgm.compression.stage import Stage
+from lightning_lbgm.compression.chain import Chain, as_chain
+from lightning_lbgm.compression.context import Context, Decision, State
+from lightning_lbgm.compression.stage import Encoded, Stage
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.protocol.message import Message, MessageError
@@ -71,7 +70,7 @@ class ClientEnd:
     def __init__(self, client_id: int, uplink: Sequence[Stage] | Stage, state: State | None = None) -> None:
         self.client_id = client_id
         self.uplink = as_chain(uplink)
-        self._state = state or {"sequence": 0, "memory": 0, "uplink": self.uplink.init()}
+        self._state = state or new_state(self.uplink)
 
     def send(
         self,
@@ -93,28 +92,43 @@ class ClientEnd:
             TypeError: If there is no context.
             ValueError: If the context is of another round.
         """
+        return self.encode(update, round_index, context, buffers)[0]
+
+    def encode(
+        self,
+        update: Tensor | Dense,
+        round_index: int,
+        context: Context | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Message, Encoded]:
+        """Encode an update as ``send`` does; return the message, and what the client alone knows of it."""
         context = replace(_checked(context, round_index, "ClientEnd.send"), path=(self.client_id,))
         state = self._state
         dense = update if isinstance(update, Dense) else Dense(update)
         encoded = self.uplink.encode(dense, state["uplink"], context)
         state["sequence"] += 1
-        base = state["memory"] if encoded.reads else 0
-        if encoded.writes:
-            # Over the version before, so that it stands for all that the memory is made of; 0 is no version.
+        base = state["memory"] if encoded.needs_state else 0
+        if encoded.updates_state:
+            # Over the version before, so that it stands for all that the state is made of; 0 is no version.
             state["memory"] = zlib.crc32(encoded.payload.to_bytes(), base) or 1
-        memory = state["memory"] if encoded.reads or encoded.writes else 0
-        return Message(
-            self.client_id, encoded.payload, dict(buffers or {}), round_index, state["sequence"], base, memory
+        version = state["memory"] if encoded.needs_state or encoded.updates_state else 0
+        message = Message(
+            self.client_id, encoded.payload, dict(buffers or {}), round_index, state["sequence"], base, version
         )
+        return message, encoded
+
+    def forget(self) -> None:
+        """Drop what the server is to remember too: the next update goes in full."""
+        self.uplink.forget(self._state["uplink"])
+        self._state["memory"] = 0
 
     def rejected(self, rejection: Rejection) -> None:
-        """Take note that the server did not take a message: where it lacks something, the next goes in full."""
+        """Take note that the server did not take a message: if it lacks something, the next goes in full."""
         state = self._state
         restarted = rejection.sequence > state["sequence"]  # a client that lost its state has lost count too
         state["sequence"] = max(state["sequence"], rejection.sequence)
         if rejection.forgotten or restarted:
-            self.uplink.forget(state["uplink"])
-            state["memory"] = 0
+            self.forget()
 
     def state_dict(self) -> State:
         """Return the state, made of built-ins and tensors (shared, not copied)."""
@@ -123,15 +137,19 @@ class ClientEnd:
 
 @dataclass(frozen=True)
 class Received:
-    """What a message brought. It unpacks into update and buffers.
+    """What the server has of a client's message. It unpacks into update and buffers.
 
     Attributes:
-        update: The decoded update.
+        update: The decoded update, which is what the server sees.
         buffers: The float buffers that the client's training changed, by name.
+        bits: Bits sent, without the header.
+        decision: The client's look-back tests; None if none was made, or if the client is elsewhere.
     """
 
     update: Payload
     buffers: dict[str, Tensor]
+    bits: int = 0
+    decision: Decision | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield update and buffers: ``update, buffers = server.receive(...)``."""
@@ -154,13 +172,17 @@ class ServerEnd:
     """
 
     def __init__(
-        self, uplink: Sequence[Stage] | Stage, layout: LayoutLike, buffers: Mapping[str, Tensor] | None = None
+        self,
+        uplink: Sequence[Stage] | Stage,
+        layout: LayoutLike,
+        buffers: Mapping[str, Tensor] | None = None,
+        capacity: int | None = None,
     ) -> None:
         self.uplink = as_chain(uplink)
         self.layout = Layout.of(layout)
         self._buffers = {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in (buffers or {}).items()}
         self._clients: dict[int, State] = {}
-        self._uses = LeastRecentlyUsed(self.uplink.capacity)
+        self._recency = LeastRecentlyUsed(self.uplink.capacity)
 
     def receive(self, data: bytes | Message, round_index: int, context: Context | None = None) -> Received:
         """Decode a message of the current round.
@@ -187,16 +209,16 @@ class ServerEnd:
                 f"The message holds an update of {message.payload.size} entries, not {self.layout.size}."
             )
         self._check_buffers(message.buffers)
-        state = self._clients.get(message.client_id) or {"sequence": 0, "memory": 0, "uplink": self.uplink.init()}
+        state = self._clients.get(message.client_id) or new_state(self.uplink)
         name = f"Client {message.client_id}, message {message.sequence}:"
         if message.round_index != round_index or message.sequence <= state["sequence"]:
             reason = f"{name} round {message.round_index}; this is round {round_index}, after message"
             raise Rejection(f"{reason} {state['sequence']}.", state["sequence"], forgotten=False)
-        if message.base and message.base != state["memory"]:
-            reason = f"{name} refers to version {message.base} of its memory, the server has {state['memory']}."
+        if message.base_version and message.base_version != state["memory"]:
+            reason = f"{name} refers to version {message.base_version} of its state, the server has {state['memory']}."
             raise Rejection(reason, state["sequence"], forgotten=True)
         # On a copy: a message that turns out to be none must leave no trace.
-        starts_afresh = bool(message.memory and not message.base)
+        starts_afresh = bool(message.state_version and not message.base_version)
         stages = self.uplink.init() if starts_afresh else copy.deepcopy(state["uplink"])
         try:
             update = self.uplink.decode(message.payload, stages, context)
@@ -209,13 +231,12 @@ class ServerEnd:
         for buffer_name, buffer in message.buffers.items():
             if bool(torch.isnan(buffer).any()):
                 raise Rejection(f"{name} the buffer {buffer_name!r} has NaN.", state["sequence"], forgotten=True)
-        for client_id in self._uses.begin([message.client_id]):
-            # Its count stays: what it sent before is not taken again.
-            self._clients[client_id] = {**self._clients[client_id], "memory": 0, "uplink": self.uplink.init()}
-        self._uses.finish()
-        memory = message.memory or state["memory"]
-        self._clients[message.client_id] = {"sequence": message.sequence, "memory": memory, "uplink": stages}
-        return Received(update, dict(message.buffers))
+        for client_id in self._recency.begin([message.client_id]):
+            self._clients[client_id] = forgotten(self.uplink, self._clients[client_id])
+        self._recency.finish()
+        version = message.state_version or state["memory"]
+        self._clients[message.client_id] = {"sequence": message.sequence, "memory": version, "uplink": stages}
+        return Received(update, dict(message.buffers), message.num_bits)
 
     def _check_buffers(self, buffers: Mapping[str, Tensor]) -> None:
         for name, buffer in buffers.items():
@@ -230,12 +251,22 @@ class ServerEnd:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, made of built-ins and tensors (shared, not copied)."""
-        return {"clients": self._clients, "uses": self._uses.order}
+        return {"clients": self._clients, "uses": self._recency.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._clients = dict(state["clients"])
-        self._uses = LeastRecentlyUsed(self.uplink.capacity, state.get("uses", []))
+        self._recency = LeastRecentlyUsed(self.uplink.capacity, state.get("uses", []))
+
+
+def new_state(uplink: Chain) -> State:
+    """Make either end's state of a client that has sent nothing; ``"memory"`` is its version."""
+    return {"sequence": 0, "memory": 0, "uplink": uplink.init()}
+
+
+def forgotten(uplink: Chain, state: State) -> State:
+    """Make the server's state of a client that it forgets: the count stays, so that nothing is taken twice."""
+    return {**new_state(uplink), "sequence": state["sequence"]}
 
 
 def _checked(context: Context | None, round_index: int, method: str) -> Context:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,11 +14,12 @@ from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.codec import DTYPES, MAX_SIZE, MessageError, Reader, Writer, dtype_code, varint_size
 
-__all__ = ["HEADER_BYTES", "Message", "MessageError"]
+__all__ = ["HEADER_BYTES", "Message", "MessageError", "count_bits"]
 
 _FORMAT_VERSION = 1
 _HAS_BUFFERS = 0x80  # in the byte of the dtype
-# Format version, kind of payload, dtype; client, round, sequence, base, memory; entries; then CRC-32 of all the rest.
+# Format version, kind of payload, dtype; client, round, sequence, base version, state version; entries; then CRC-32 of
+# all the rest.
 _FIELDS = struct.Struct("<BBBxIIIIIQ")
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
@@ -34,10 +36,11 @@ class Message:
         payload: The encoded update.
         buffers: The float buffers (BatchNorm's running statistics) that the client's training changed, by name.
         round_index: The round, from 0.
-        sequence: Number of the client's message, from 1; 0 where messages cannot be lost.
-        base: Version of what the server remembers of the client that the payload refers to, such as a look-back
-            gradient; 0 where it refers to nothing.
-        memory: Its version once this message has been taken in; 0 where the payload neither needs nor changes it.
+        sequence: Number of the client's message, from 1; 0 if messages cannot be lost.
+        base_version: Version of the server's state of the client that the payload refers to, such as a look-back
+            gradient; 0 if it refers to nothing.
+        state_version: Version of that state once this message has been taken in; 0 if the payload neither needs nor
+            updates it.
 
     Examples:
         >>> import torch
@@ -55,17 +58,13 @@ class Message:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     round_index: int = 0
     sequence: int = 0
-    base: int = 0
-    memory: int = 0
+    base_version: int = 0
+    state_version: int = 0
 
     @property
     def num_bits(self) -> int:
         """Bits sent: all but the header, which has ``HEADER_BYTES`` bytes whatever is sent."""
-        bits = self.payload.num_bits
-        if self.buffers:
-            bits += 8 * varint_size(bits // 8)
-            bits += sum(8 * (_framing_bytes(name, tensor) + tensor.nbytes) for name, tensor in self.buffers.items())
-        return bits
+        return count_bits(self.payload, self.buffers)
 
     def to_bytes(self) -> bytes:
         """Return the binary form, which docs/uplink.md describes.
@@ -74,11 +73,11 @@ class Message:
             TypeError: If the payload has no binary form, or a dtype cannot be sent.
             ValueError: If a number does not fit into its field.
         """
-        numbers = (self.client_id, self.round_index, self.sequence, self.base, self.memory)
+        numbers = (self.client_id, self.round_index, self.sequence, self.base_version, self.state_version)
         if not all(0 <= number <= _MAX_U32 for number in numbers) or self.payload.size > MAX_SIZE:
             raise ValueError(
-                f"`Message` numbers (client, round, sequence, base, memory) must be in [0, {_MAX_U32}] and its update"
-                f" of at most {MAX_SIZE} entries; got {numbers} and {self.payload.size}."
+                "`Message` numbers (client_id, round_index, sequence, base_version, state_version) must be in"
+                f" [0, {_MAX_U32}] and its update of at most {MAX_SIZE} entries; got {numbers} and {self.payload.size}."
             )
         out = Writer()
         body = self.payload.to_bytes()
@@ -115,7 +114,7 @@ class Message:
         if len(view) < HEADER_BYTES:
             raise MessageError(f"The message is truncated: {len(view)} bytes are less than a header of {HEADER_BYTES}.")
         head, checksum, content = view[: _FIELDS.size], view[_FIELDS.size : HEADER_BYTES], view[HEADER_BYTES:]
-        version, code, dtype, client_id, round_index, sequence, base, memory, size = _FIELDS.unpack(head)
+        version, code, dtype, client_id, round_index, sequence, base, state, size = _FIELDS.unpack(head)
         if version != _FORMAT_VERSION:
             raise MessageError(f"The message has format version {version}; this is version {_FORMAT_VERSION}.")
         if _CHECKSUM.unpack(checksum)[0] != zlib.crc32(content, zlib.crc32(head)):
@@ -130,7 +129,16 @@ class Message:
         if layout is not None:
             payload.relabel(layout)
         buffers = _read_buffers(reader) if dtype & _HAS_BUFFERS else {}
-        return Message(client_id, payload, buffers, round_index, sequence, base, memory)
+        return Message(client_id, payload, buffers, round_index, sequence, base, state)
+
+
+def count_bits(payload: Payload, buffers: Mapping[str, Tensor]) -> int:
+    """Return ``Message.num_bits`` of a payload and the buffers sent with it, without making the message."""
+    bits = payload.num_bits
+    if buffers:
+        bits += 8 * varint_size(bits // 8)
+        bits += sum(8 * (_framing_bytes(name, tensor) + tensor.nbytes) for name, tensor in buffers.items())
+    return bits
 
 
 def _framing_bytes(name: str, tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Whom to forget where both ends can remember only so many clients: the least recently used."""
+"""LRU eviction of client state: whose state both ends forget if they can remember only so many clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["LeastRecentlyUsed"]
 
 
 class LeastRecentlyUsed:
-    """The clients that are remembered, a function of the cohorts alone: whichever process asks, the answer is the same.
+    """The clients whose state is kept, a function of the cohorts alone: every process gets the same answer.
 
     After a round they are the last ``capacity`` of the old order and the cohort behind it. Clients of the old order
     that are neither among them nor in the cohort are forgotten before the round; clients of the cohort that are not
@@ -19,11 +19,11 @@ class LeastRecentlyUsed:
         order: The clients, least recently used first.
 
     Examples:
-        >>> uses = LeastRecentlyUsed(2, [1, 2])
-        >>> uses.begin([3]), uses.order
+        >>> recency = LeastRecentlyUsed(2, [1, 2])
+        >>> recency.begin([3]), recency.order
         ([1], [1, 2])
-        >>> uses.finish()
-        >>> uses.order
+        >>> recency.finish()
+        >>> recency.order
         [2, 3]
     """
 
@@ -31,7 +31,7 @@ class LeastRecentlyUsed:
         self.capacity = capacity
         self.order = list(order)
         self._next = self.order
-        self._passing: set[int] = set()
+        self._leaving: set[int] = set()
 
     def begin(self, cohort: Sequence[int]) -> list[int]:
         """Return the clients to forget before a round."""
@@ -40,18 +40,18 @@ class LeastRecentlyUsed:
         taking_part = set(cohort)
         self._next = [*(client for client in self.order if client not in taking_part), *cohort][-self.capacity :]
         kept = set(self._next)
-        self._passing = taking_part - kept
+        self._leaving = taking_part - kept
         return [client for client in self.order if client not in kept and client not in taking_part]
 
-    def passes(self, client_id: int) -> bool:
-        """Tell whether a client of the cohort is to be forgotten right after its turn."""
-        return client_id in self._passing
+    def is_forgotten_after_turn(self, client_id: int) -> bool:
+        """Whether a client of the cohort is to be forgotten right after its turn."""
+        return client_id in self._leaving
 
     def undo(self, order: list[int]) -> None:
         """Take a round back, at whose start ``order`` was this."""
         self.order = self._next = order
-        self._passing = set()
+        self._leaving = set()
 
     def finish(self) -> None:
         """End the round; until then ``order`` is that of its start."""
-        self.order, self._passing = self._next, set()
+        self.order, self._leaving = self._next, set()

@@ -113,7 +113,7 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
         "uplink": federation.shared,
         "buffers": federation.buffers.state_dict(),
         "clients": {"folder": str(clients_folder), "skeletons": clients} if on_disk else clients,
-        "uses": federation.uses.order,
+        "uses": federation.recency.order,
     }
 
 
@@ -131,7 +131,7 @@ def load(federation: FederationState, state: dict[str, Any], work: Mapping[int, 
     federation.ledger = Ledger(**state["ledger"])
     federation.server.load_state_dict(state["server"])
     federation.shared = to_device(state["uplink"], device)
-    federation.uses = LeastRecentlyUsed(federation.uses.capacity, state.get("uses", []))
+    federation.recency = LeastRecentlyUsed(federation.recency.capacity, state.get("uses", []))
     if "buffers" in state:  # checkpoints of earlier versions have none
         federation.buffers.load_state_dict(state["buffers"])
     clients = state["clients"]

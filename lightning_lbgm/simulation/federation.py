@@ -14,12 +14,14 @@ from torch import Tensor
 from lightning_lbgm.clients.base import ClientTrainer, ClientUpdate, RoundStart
 from lightning_lbgm.clients.log import RoundLog
 from lightning_lbgm.compression.chain import Chain
-from lightning_lbgm.compression.context import Context, Decision, RoundResult
+from lightning_lbgm.compression.context import Context, RoundResult
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.core.rng import isolated_rng
 from lightning_lbgm.data.rounds import Round
 from lightning_lbgm.payloads.base import Dense
-from lightning_lbgm.protocol.message import Message
+from lightning_lbgm.protocol.channel import Channel, SharedChannel
+from lightning_lbgm.protocol.endpoints import Received
+from lightning_lbgm.protocol.message import count_bits
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
@@ -39,8 +41,7 @@ class Federation:
     """Clients, uplink and server of one run, simulated in one process or in several.
 
     A round streams the cohort: a ``ClientTrainer`` yields one client's update at a time, a vector of shape ``(M,)``
-    that it may reuse. Only a ``Message`` reaches the server; both ends share one copy of the
-    look-back gradients, which are equal by construction.
+    that it may reuse. A ``Channel`` makes of it what the server sees; only a ``Message`` crosses.
 
     Of several processes (ranks) each trains its share of every cohort and holds the state of its own clients. At the
     end of the client phase they add up what they have received; the server's step is the same in each.
@@ -53,6 +54,7 @@ class Federation:
         weighting: ``"examples"``, omega_k = n_k / sum(n_j) over the cohort; or ``"uniform"``.
         seed: The run's seed.
         world: The processes. None: this one alone.
+        channel: The way from a client to the server, with the same stages. None: a ``SharedChannel``.
         store: Where clients' states are kept: ``"memory"`` or a directory.
         capacity: Clients of which both ends remember what was sent; None: all.
     """
@@ -67,11 +69,13 @@ class Federation:
         seed: int,
         world: World | None = None,
         *,
+        channel: Channel | None = None,
         store: str = "memory",
         capacity: int | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
+        self.channel = channel or SharedChannel(uplink)
         self.server = server
         self.buffers = buffers
         self.weighting = weighting
@@ -81,7 +85,7 @@ class Federation:
         self.ledger = Ledger()
         self.clients = open_client_states(store, flat.device)
         self.placement: dict[int, int] = {}  # the rank that holds a client's state, of all clients
-        self.uses = LeastRecentlyUsed(capacity)
+        self.recency = LeastRecentlyUsed(capacity)
         self.shared = uplink.init_shared()
         self._errors: CompressionError | None = None  # where they are measured
         self._reports: list[ClientReport] = []
@@ -118,7 +122,7 @@ class Federation:
         self._errors = CompressionError(self.server.server_params) if measure_errors else None
         weights = self._weights(round_)
         examples = dict(zip(round_.cohort, round_.num_examples))
-        for client_id in self.uses.begin(round_.cohort):
+        for client_id in self.recency.begin(round_.cohort):
             self._forget(client_id)
         loss_sum = torch.zeros((), device=self.flat.device)
         loss_weight = 0
@@ -130,7 +134,7 @@ class Federation:
                     client_id = update.client_id
                     report = self._send(update, examples[client_id], weights[client_id])
                     self._reports.append(report)
-                    if self.uses.passes(client_id):
+                    if self.recency.is_forgotten_after_turn(client_id):
                         self._forget(client_id)
                     if report.rejected:
                         trainer.capture.reject()
@@ -207,7 +211,7 @@ class Federation:
         self.buffers.finish_round(self.server.total_weight)
         report = RoundReport(self.round_index, tuple(self._reports), norm, error)
         self.ledger.record(report)
-        self.uses.finish()
+        self.recency.finish()
         self.round_index += 1
         self._reports = []
         self.in_round = False
@@ -269,7 +273,7 @@ class Federation:
         if state is not None:
             assert self.undo is not None
             self.undo.remember(client_id, state)
-            self.uplink.forget(state["uplink"])
+            self.channel.forget(state["uplink"])
             self.clients[client_id] = state
 
     def _own_buffers(self, client_id: int) -> dict[str, Tensor] | None:
@@ -287,42 +291,39 @@ class Federation:
         buffers = result.buffers
         squared_norm = update.squared_norm()
         finite = math.isfinite(squared_norm) or update.is_finite()  # the norm alone may overflow
-        rejected = not finite or not self.buffers.is_sound(buffers)
-        decision: Decision | None = None
-        uplink_bits = dense_bits = 0
+        received: Received | None = None
+        dense_bits = 0
         squared_error = math.nan
-        if not rejected:
-            state = known or {"uplink": self.uplink.init()}
+        if finite and self.buffers.is_sound(buffers):
+            state = known or {"uplink": self.channel.init()}
             if self.buffers.mode == "client":
                 state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
                 buffers = {}
             context = Context(self.round_index, self.shared, self.seed, (client_id,))
-            encoded = self.uplink.encode(update, state["uplink"], context)
-            decision = encoded.decision
-            message = Message(client_id, encoded.payload, buffers, self.round_index)
-            decoded = self.uplink.reconstruct(message.payload, state["uplink"], context)
-            self.server.receive(decoded, weight)
-            if self._errors is not None:
-                squared_error = self._errors.receive(result.update, decoded, weight)
-            if message.buffers:
-                self.buffers.receive(message.buffers, weight)
+            received = self.channel.send(client_id, update, buffers, context, state["uplink"])
+            if received is not None:
+                self.server.receive(received.update, weight)
+                if self._errors is not None:
+                    squared_error = self._errors.receive(result.update, received.update, weight)
+                if received.buffers:
+                    self.buffers.receive(received.buffers, weight)
+                dense_bits = count_bits(update, buffers)
             self.clients[client_id] = state
             self.undo.settle(client_id, state)
-            uplink_bits = message.num_bits
-            dense_bits = uplink_bits if encoded.payload is update else Message(client_id, update, buffers).num_bits
+        decision = received.decision if received is not None else None
         return ClientReport(
             client_id=client_id,
             num_examples=num_examples,
             local_steps=local.num_steps,
             loss=float(local.loss_sum) / local.num_examples if local.loss_sum is not None else math.nan,
             update_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
-            uplink_bits=uplink_bits,
+            uplink_bits=received.bits if received is not None else 0,
             dense_bits=dense_bits,
             downlink_bits=8 * self.server.server_params.nbytes + self.buffers.downlink_bits,
             decision=decision,
-            rejected=rejected,
+            rejected=received is None,
             squared_error=squared_error,
-            metrics={**local.metrics, **(decision.metrics if decision else {})},
+            metrics={**local.metrics, **(decision.metrics if decision is not None else {})},
         )
 
     def state_dict(self, clients_folder: Path | None = None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class RoundState(Protocol):
         placement: The rank that holds a client's state, of all clients.
         shared: What the server keeps for all clients.
         ledger: The account of bits.
-        uses: The order in which clients were last used.
+        recency: The order in which clients were last used.
         clients: The states of this rank's clients.
         server: Its own undo is called.
         buffers: Their own undo is called.
@@ -37,7 +37,7 @@ class RoundState(Protocol):
     placement: dict[int, int]
     shared: dict[str, Any]
     ledger: Ledger
-    uses: LeastRecentlyUsed
+    recency: LeastRecentlyUsed
     clients: MutableMapping[int, Any]
     server: Server
     buffers: Buffers
@@ -86,7 +86,7 @@ class RoundUndo:
             "shared": copy.deepcopy(federation.shared),
         }
         self._ledger = federation.ledger.state_dict()
-        self._order = federation.uses.order
+        self._order = federation.recency.order
         self._clients: dict[int, Any] = {}
         self._kept_bytes = 0
 
@@ -127,7 +127,7 @@ class RoundUndo:
             setattr(federation, name, value)
         for name, value in self._ledger.items():
             setattr(federation.ledger, name, value)
-        federation.uses.undo(self._order)
+        federation.recency.undo(self._order)
         lost = 0
         for client_id, kept in self._clients.items():
             if isinstance(kept, _Kept) and kept.is_whole:

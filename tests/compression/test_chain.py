@@ -33,13 +33,13 @@ UPDATE = torch.tensor([4.0, -3.0, 0.5, 1.0])
 def test_an_empty_chain_sends_the_update_as_it_is():
     chain = as_chain([])
     encoded = chain.encode(Dense(UPDATE, (1, 3)), chain.init())
-    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
+    payload, decision = encoded
     assert torch.equal(payload.dense(), UPDATE)
     assert payload.sizes == (1, 3)
     assert payload.num_bits == 4 * 32
     assert decision is None
-    assert (reads, writes) == (False, False)
-    assert torch.equal(chain.reconstruct(payload, chain.init()).dense(), UPDATE)
+    assert (encoded.needs_state, encoded.updates_state) == (False, False)
+    assert torch.equal(encoded.decoded.dense(), UPDATE)
     assert torch.equal(chain.decode(payload, chain.init()).dense(), UPDATE)
 
 
@@ -59,12 +59,12 @@ def test_look_back_tests_the_compressed_update():
     state = chain.init()
     chain.encode(Dense(torch.tensor([2.0, 1.0, 1.0, 1.0])), state)
     encoded = chain.encode(Dense(torch.tensor([6.0, -3.0, -3.0, -3.0])), state)
-    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
+    payload, decision = encoded
     assert isinstance(payload, Coefficients)
     assert decision.recycled == (True,)
     assert decision.coefficients == (3.0,)
-    assert (reads, writes) == (True, False)
-    assert chain.reconstruct(payload, state).dense().tolist() == [6.0, 0.0, 0.0, 0.0]
+    assert (encoded.needs_state, encoded.updates_state) == (True, False)
+    assert encoded.decoded.dense().tolist() == [6.0, 0.0, 0.0, 0.0]
 
 
 def test_the_decision_of_a_look_back_inside_error_feedback_reaches_the_outside():
@@ -197,15 +197,16 @@ class FromLast(Stage):
     """Send the difference to the last update: both ends remember what was decoded."""
 
     def init(self):
-        return {"last": None, "now": None}
+        return {"last": None}
 
     def encode(self, update, state, context=NO_CONTEXT):
-        state["last"], state["now"] = state["now"], update.dense().clone()
-        reads = state["last"] is not None
-        return Encoded(Dense(state["now"] - (state["last"] if reads else 0), update.layout), reads=reads, writes=True)
-
-    def reconstruct(self, payload, state, context=NO_CONTEXT):
-        return payload if state["last"] is None else Dense(payload.dense() + state["last"], payload.layout)
+        last, state["last"] = state["last"], update.dense().clone()
+        return Encoded(
+            Dense(state["last"] - (0 if last is None else last), update.layout),
+            decode=lambda payload: payload if last is None else Dense(payload.dense() + last, payload.layout),
+            needs_state=last is not None,
+            updates_state=True,
+        )
 
     def decode(self, payload, state, context=NO_CONTEXT):
         state["last"] = payload.dense() + (0 if state["last"] is None else state["last"])
@@ -224,9 +225,10 @@ def test_each_stage_of_a_chain_decodes_what_the_ones_behind_it_have_decoded(fron
     client, server = chain.init(), chain.init()
     for round_index in range(3):
         update = UPDATE * (round_index + 1)
-        payload = chain.encode(Dense(update), client, Context(round_index)).payload
+        encoded = chain.encode(Dense(update), client, Context(round_index))
+        payload = encoded.payload
         assert not torch.equal(payload.dense(), update) or (front[0].__class__ is FromLast and round_index == 0)
-        assert chain.reconstruct(payload, client, Context(round_index)).dense().tolist() == update.tolist()
+        assert encoded.decoded.dense().tolist() == update.tolist()
         assert chain.decode(payload, server, Context(round_index)).dense().tolist() == update.tolist()
 
 
@@ -234,7 +236,7 @@ def test_stages_before_the_last_say_what_the_message_refers_to():
     chain = as_chain([FromLast(), TopK(1.0)])
     state = chain.init()
     encoded = [chain.encode(Dense(UPDATE), state) for _ in range(2)]
-    assert [(one.reads, one.writes) for one in encoded] == [(False, True), (True, True)]
+    assert [(one.needs_state, one.updates_state) for one in encoded] == [(False, True), (True, True)]
 
 
 def test_the_ends_keep_in_step_by_what_a_stage_before_the_last_remembers():
@@ -248,13 +250,22 @@ def test_the_ends_keep_in_step_by_what_a_stage_before_the_last_remembers():
 
 def test_a_stage_that_decodes_from_a_state_must_say_what_the_server_sees():
     class Forgetful(FromLast):
-        reconstruct = Stage.reconstruct
+        def encode(self, update, state, context=NO_CONTEXT):
+            return Encoded(update)
 
-    chain = as_chain([Forgetful(), TopK(1.0)])
-    state = chain.init()
-    payload = chain.encode(Dense(UPDATE), state).payload
-    with pytest.raises(TypeError, match="Forgetful has a state.*override `reconstruct`"):
-        chain.reconstruct(payload, state)
+    for stages in ([Forgetful()], [Forgetful(), TopK(1.0)], [ErrorFeedback(Forgetful())]):
+        chain = as_chain(stages)
+        with pytest.raises(TypeError, match=r"Forgetful has a state.*return `Encoded\(payload, decode=function\)`"):
+            chain.encode(Dense(UPDATE), chain.init())
+
+
+def test_a_stage_must_not_decode_on_the_client_alone():
+    class OneSided(FromLast):
+        decode = Stage.decode
+
+    chain = as_chain([OneSided(), TopK(1.0)])
+    with pytest.raises(TypeError, match=r"OneSided returns `Encoded\(decode=...\)`.*override `decode` too"):
+        chain.encode(Dense(UPDATE), chain.init())
 
 
 def test_layers_that_the_server_repeats_are_not_decoded_once_more():

@@ -88,9 +88,9 @@ def test_four_rounds_by_hand():
         ([8.0, 2.0], [4.0, 0.0], [8.0, 3.0], [6.0, 3.0]),
         ([6.0, 3.0], [0.0, 0.0], [6.0, 3.0], [6.0, 3.0]),
     ]:
-        payload = stage.encode(dense(g, [2]), state).payload
-        assert payload.dense().tolist() == sent
-        assert stage.reconstruct(payload, state).dense().tolist() == seen
+        encoded = stage.encode(dense(g, [2]), state)
+        assert encoded.payload.dense().tolist() == sent
+        assert encoded.decoded.dense().tolist() == seen
         assert state["mean"].tolist() == mean
 
 
@@ -108,7 +108,7 @@ def test_the_rounds_equal_a_reference_in_numpy(seed, rate):
             c = largest(g - mean, 16)
             seen, mean = mean + c, mean + rate * c
         np.testing.assert_allclose(encoded.payload.dense().numpy(), c, atol=1e-12)
-        np.testing.assert_allclose(stage.reconstruct(encoded.payload, state).dense().numpy(), seen, atol=1e-12)
+        np.testing.assert_allclose(encoded.decoded.dense().numpy(), seen, atol=1e-12)
         np.testing.assert_allclose(state["mean"].numpy(), mean, atol=1e-12)
 
 
@@ -117,9 +117,8 @@ def test_what_is_seen_can_be_added_in_any_proportion(rate):
     stage = DIANA(TopK(0.4), rate)
     state = stage.init()
     for g in noisy(0, 4):
-        payload = stage.encode(dense(g), state).payload
+        seen = stage.encode(dense(g), state).decoded
         out = torch.ones(SIZE, dtype=torch.float64)
-        seen = stage.reconstruct(payload, state)
         seen.add_to(out, -2.0)
         np.testing.assert_allclose(out.numpy(), 1 - 2 * seen.dense().numpy(), atol=1e-12)
 
@@ -128,8 +127,8 @@ def test_a_rate_of_one_remembers_what_was_seen_last():
     stage = DIANA(TopK(0.4), rate=1.0)
     state = stage.init()
     for g in noisy(1, 5):
-        payload = stage.encode(dense(g), state).payload
-        np.testing.assert_allclose(stage.reconstruct(payload, state).dense().numpy(), state["mean"], atol=1e-12)
+        encoded = stage.encode(dense(g), state)
+        np.testing.assert_allclose(encoded.decoded.dense().numpy(), state["mean"], atol=1e-12)
 
 
 # Both ends
@@ -142,11 +141,12 @@ def test_both_ends_see_and_remember_the_same_bit_for_bit(name, dtype):
     client, server = stage.init(), stage.init()
     for index, g in enumerate(noisy(2, 8)):
         before = client["mean"].clone() if index else torch.zeros(SIZE, dtype=dtype)
-        payload = stage.encode(dense(g, dtype=dtype), client, context(index)).payload
+        encoded = stage.encode(dense(g, dtype=dtype), client, context(index))
+        payload = encoded.payload
         decoded = stage.decode(across(payload), server, context(index))
         assert decoded.layout == LAYOUT
         assert decoded.dtype == dtype
-        assert torch.equal(decoded.dense(), stage.reconstruct(payload, client, context(index)).dense())
+        assert torch.equal(decoded.dense(), encoded.decoded.dense())
         assert torch.equal(client["mean"], server["mean"])
         # What crossed, on top of the mean of before.
         expected = before.double() + payload.dense().double()
@@ -177,7 +177,7 @@ def test_inside_error_feedback_what_was_seen_and_the_residual_sum_to_the_updates
     state, sent, total = stage.init(), np.zeros(SIZE), np.zeros(SIZE)
     for index, g in enumerate(noisy(seed, 15)):
         encoded = stage.encode(dense(g), state, context(index))
-        sent += stage.reconstruct(encoded.payload, state, context(index)).dense().numpy()
+        sent += encoded.decoded.dense().numpy()
         total += g
         np.testing.assert_allclose(sent + state["residual"].numpy(), total, atol=1e-9)
 
@@ -191,7 +191,7 @@ def test_a_constant_update_is_seen_ever_more_nearly(rate):
     stage, g = DIANA(TopK(0.1), rate), next(noisy(4, 1))
     state, lost = stage.init(), []
     for _ in range(120):
-        seen = stage.reconstruct(stage.encode(dense(g), state).payload, state).dense().numpy()
+        seen = stage.encode(dense(g), state).decoded.dense().numpy()
         lost.append(np.linalg.norm(seen - g) / np.linalg.norm(g))
     assert lost[0] > 0.5  # what the correction alone would leave out in every round
     assert lost == sorted(lost, reverse=True)
@@ -235,7 +235,7 @@ def test_a_new_client_has_no_mean_and_reads_none():
     assert state["mean"] is None
     for index in range(3):
         encoded = stage.encode(dense([4.0, 2.0], [2]), state)
-        assert (encoded.reads, encoded.writes) == (index > 0, True)
+        assert (encoded.needs_state, encoded.updates_state) == (index > 0, True)
         assert encoded.decision is None
 
 
@@ -250,12 +250,10 @@ def test_a_forgotten_mean_is_begun_anew_and_the_corrections_past_with_it(correct
     stage.forget(client)
     assert client == fresh
     one, other = stage.encode(dense(newest), client), stage.encode(dense(newest), fresh)
-    assert not one.reads
+    assert not one.needs_state
     assert one.payload.to_bytes() == other.payload.to_bytes()
     # A server that knows nothing takes it, and is in step from then on.
-    assert torch.equal(
-        stage.decode(across(one.payload), server).dense(), stage.reconstruct(one.payload, client).dense()
-    )
+    assert torch.equal(stage.decode(across(one.payload), server).dense(), one.decoded.dense())
     assert torch.equal(server["mean"], client["mean"])
 
 
@@ -285,7 +283,7 @@ def test_a_look_back_inside_decides_on_the_differences():
     encoded = stage.encode(dense([3.0, 0.0], [2]), state)
     assert (encoded.decision.recycled, encoded.decision.coefficients) == ((True,), (2.0,))
     assert isinstance(encoded.payload, Coefficients)
-    assert stage.reconstruct(encoded.payload, state).dense().tolist() == [3.0, 0.0]
+    assert encoded.decoded.dense().tolist() == [3.0, 0.0]
     assert state["mean"].tolist() == [2.0, 0.0]
 
 

@@ -37,7 +37,7 @@ def test_what_was_decoded_and_the_residual_sum_to_the_updates(name, seed):
     sent, total = torch.zeros(sum(SIZES), dtype=torch.float64), torch.zeros(sum(SIZES), dtype=torch.float64)
     for update in random_updates(seed, 25):
         encoded = stage.encode(Dense(update, SIZES), state)
-        sent += stage.reconstruct(encoded.payload, state).dense()
+        sent += encoded.decoded.dense()
         total += update
         np.testing.assert_allclose((sent + state["residual"]).numpy(), total.numpy(), rtol=1e-9, atol=1e-9)
 
@@ -50,7 +50,7 @@ def test_the_mean_of_what_is_decoded_tends_to_a_constant_update(name):
     state = stage.init()
     sent = torch.zeros_like(update)
     for _ in range(rounds):
-        sent += stage.reconstruct(stage.encode(Dense(update, SIZES), state).payload, state).dense()
+        sent += stage.encode(Dense(update, SIZES), state).decoded.dense()
     assert float((sent / rounds - update).norm() / update.norm()) < 0.1
 
 
@@ -77,10 +77,10 @@ def test_around_look_back_the_residual_is_what_the_lbg_cannot_express():
     ]
     for update, recycled, residual in expected:
         encoded = stage.encode(Dense(torch.tensor(update)), state)
-        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
+        payload, decision = encoded
         assert decision.recycled == (recycled,)
         assert isinstance(payload, Coefficients) == recycled
-        assert (reads, writes) == (recycled, not recycled)
+        assert (encoded.needs_state, encoded.updates_state) == (recycled, not recycled)
         assert state["residual"].tolist() == residual
     assert payload.dense().tolist() == [0.0, 2.0]  # with what was kept back
 

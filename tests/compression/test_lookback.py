@@ -175,8 +175,8 @@ def test_the_first_update_is_sent_in_full(threshold, update):
     stage = LookBack(threshold)
     state = stage.init()
     encoded = stage.encode(vector(*update), state)
-    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
-    assert (reads, writes) == (False, True)
+    payload, decision = encoded
+    assert (encoded.needs_state, encoded.updates_state) == (False, True)
     assert isinstance(payload, Dense)
     assert payload.dense().tolist() == update
     assert decision.recycled == (False,)
@@ -194,7 +194,7 @@ def test_a_zero_update_is_recycled_with_coefficient_0():
     assert results[1].decision.recycled == (True,)
     assert results[1].decision.errors == (0.0,)
     assert results[1].decision.coefficients == (0.0,)
-    assert stage.reconstruct(results[1].payload, state).dense().tolist() == [0.0, 0.0]
+    assert results[1].decoded.dense().tolist() == [0.0, 0.0]
     assert lbg(state).tolist() == [1.0, 2.0]
 
 
@@ -212,14 +212,14 @@ def test_a_zero_lbg_is_refreshed(threshold):
 def test_the_coefficient_is_the_projection_on_the_lbg():
     # <g, l> = 2 * 1 + 2.5 * 1 = 4.5, |l|^2 = 2, rho = 2.25; error = 1 - 4.5^2 / (10.25 * 2) = 0.0122.
     stage = LookBack(0.2)
-    results, state = encode_all(stage, [torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.5])])
+    results, _ = encode_all(stage, [torch.tensor([1.0, 1.0]), torch.tensor([2.0, 2.5])])
     payload, decision = results[1]
     assert isinstance(payload, Coefficients)
     assert payload.values.tolist() == [2.25]
     assert payload.num_bits == 32
     assert decision.coefficients == (2.25,)
     assert decision.errors[0] == pytest.approx(1 - 20.25 / 20.5, abs=1e-7)
-    assert stage.reconstruct(payload, state).dense().tolist() == [2.25, 2.25]
+    assert results[1].decoded.dense().tolist() == [2.25, 2.25]
 
 
 def test_an_opposite_update_is_recycled_with_a_negative_coefficient():
@@ -245,13 +245,13 @@ def test_a_run_follows_the_algorithm_step_by_step(seed, threshold):
         error = 1.0 if reference is None else squared_sine(g, reference)
         assume(abs(error - threshold) > 1e-9)
         encoded = stage.encode(Dense(update), state)
-        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
-        assert (reads, writes) == (error <= threshold, error > threshold)
+        payload, decision = encoded
+        assert (encoded.needs_state, encoded.updates_state) == (error <= threshold, error > threshold)
         assert decision.threshold == threshold
         assert decision.errors[0] == pytest.approx(error, abs=1e-10)
         assert decision.recycled == (error <= threshold,)
         assert payload.sizes == (8,)
-        decoded = stage.reconstruct(payload, state).dense().numpy()
+        decoded = encoded.decoded.dense().numpy()
         if error <= threshold:
             rho = float(g @ reference) / float(reference @ reference)
             assert decision.coefficients[0] == pytest.approx(rho, rel=1e-12)
@@ -271,11 +271,11 @@ def test_the_encoder_keeps_a_copy_of_the_update(granularity):
     # The second is orthogonal to the first: refreshed, in the storage of the first LBG. The third is recycled.
     for update, recycled in [([1.0, 2.0, 2.0], False), ([2.0, 1.0, -2.0], False), ([4.0, 2.0, -4.0], True)]:
         buffer.copy_(torch.tensor(update))
-        payload, decision = stage.encode(Dense(buffer), state)
-        assert decision.recycled == (recycled,)
+        encoded = stage.encode(Dense(buffer), state)
+        assert encoded.decision.recycled == (recycled,)
         if recycled:
             buffer.fill_(77.0)
-            assert stage.reconstruct(payload, state).dense().tolist() == update
+            assert encoded.decoded.dense().tolist() == update
         assert buffer.tolist() == update or recycled  # the input is not written to
         buffer.fill_(99.0)
     assert lbg(state).tolist() == [2.0, 1.0, -2.0]
@@ -291,14 +291,14 @@ def test_the_decoder_keeps_a_copy_of_the_payload(granularity):
     assert lbg(server).tolist() == [1.0, 2.0, 3.0]
 
 
-def test_reconstruct_leaves_the_state_as_it_is():
-    stage = LookBack(0.2)
-    results, state = encode_all(stage, [torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])])
+def test_what_the_server_sees_stays_while_the_state_advances():
+    updates = [torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]), torch.tensor([4.0, -2.0])]
+    results, state = encode_all(LookBack(0.2), updates)
     before = repr(state)
-    for result in results:
-        stage.reconstruct(result.payload, state)
+    assert [result.decision.recycled for result in results] == [(False,), (True,), (False,)]
+    assert [result.decoded.dense().tolist() for result in results] == [update.tolist() for update in updates]
     assert repr(state) == before
-    assert (lbg(state).tolist(), state["lbgs"][0]["gram"], state["ages"]) == ([1.0, 2.0], [[5.0]], {0: 1})
+    assert (lbg(state).tolist(), state["lbgs"][0]["gram"], state["ages"]) == ([4.0, -2.0], [[20.0]], {0: 0})
 
 
 def test_clients_do_not_share_state():
@@ -333,12 +333,10 @@ def test_sparse_updates_are_compared_on_their_common_support():
         return Sparse(torch.tensor(values), torch.tensor(indices, dtype=torch.int32), (4,))
 
     stage.encode(sparse([3.0, 4.0], [0, 1]), state)
-    payload, decision = stage.encode(sparse([4.0, 3.0], [1, 2]), state)
-    assert decision.errors[0] == pytest.approx(1 - 256 / 625, abs=1e-7)
-    assert decision.coefficients[0] == pytest.approx(16 / 25, abs=1e-7)
-    np.testing.assert_allclose(
-        stage.reconstruct(payload, state).dense().numpy(), [3 * 0.64, 4 * 0.64, 0.0, 0.0], rtol=1e-6
-    )
+    encoded = stage.encode(sparse([4.0, 3.0], [1, 2]), state)
+    assert encoded.decision.errors[0] == pytest.approx(1 - 256 / 625, abs=1e-7)
+    assert encoded.decision.coefficients[0] == pytest.approx(16 / 25, abs=1e-7)
+    np.testing.assert_allclose(encoded.decoded.dense().numpy(), [3 * 0.64, 4 * 0.64, 0.0, 0.0], rtol=1e-6)
 
 
 def test_an_lbg_may_change_its_number_of_entries():
@@ -363,15 +361,16 @@ def test_layer_granularity_equals_model_granularity_on_each_tensor(compressor, s
         update = Dense(values, sizes)
         if compressor is not None:
             update = compressor.encode(update, {}).payload
-        payload, decision = layer.encode(update, layer_state)
+        encoded = layer.encode(update, layer_state)
+        payload, decision = encoded
         results = [single.encode(part, state) for part, state in zip(update.split(), states)]
         assert decision.recycled == tuple(result.decision.recycled[0] for result in results)
         assert decision.errors == tuple(result.decision.errors[0] for result in results)
         np.testing.assert_equal(decision.coefficients, tuple(result.decision.coefficients[0] for result in results))
         # Each part with three bytes of framing, for all its numbers are below 128.
         assert payload.num_bits == sum(8 * 3 + result.payload.num_bits for result in results)
-        decoded = [single.reconstruct(result.payload, state).dense() for result, state in zip(results, states)]
-        assert torch.equal(layer.reconstruct(payload, layer_state).dense(), torch.cat(decoded))
+        decoded = [result.decoded.dense() for result in results]
+        assert torch.equal(encoded.decoded.dense(), torch.cat(decoded))
 
 
 def test_layers_are_tested_each_for_itself():
@@ -380,14 +379,14 @@ def test_layers_are_tested_each_for_itself():
     first, second = torch.tensor([1.0, 2.0, 1.0, 0.0, 5.0]), torch.tensor([2.0, 4.0, 0.0, 3.0, 0.0])
     results, state = encode_all(stage, [first, second], sizes)
     encoded = results[1]
-    payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
-    assert (reads, writes) == (True, True)
+    payload, decision = encoded
+    assert (encoded.needs_state, encoded.updates_state) == (True, True)
     assert decision.recycled == (True, False, True)
     assert decision.errors == (0.0, 1.0, 0.0)
     assert [type(part) for part in payload.parts] == [Coefficients, Dense, Coefficients]
     assert [part.sizes for part in payload.parts] == [(2,), (2,), (1,)]
     assert payload.num_bits == 3 * 8 * 3 + 32 + 2 * 32 + 32  # three bytes of framing each
-    assert stage.reconstruct(payload, state).dense().tolist() == [2.0, 4.0, 0.0, 3.0, 0.0]
+    assert encoded.decoded.dense().tolist() == [2.0, 4.0, 0.0, 3.0, 0.0]
     assert [lbg(state, i).tolist() for i in range(3)] == [[1.0, 2.0], [0.0, 3.0], [5.0]]
 
 

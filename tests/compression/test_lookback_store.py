@@ -32,14 +32,14 @@ TINY = 1 + 2**-10  # bfloat16 has 8 bits: it is kept as 1
 def test_the_test_is_that_of_the_rounded_lbg_and_a_refreshed_update_is_applied_as_it_is():
     stage = LookBack(0.2, dtype=torch.bfloat16)
     state = stage.init()
-    sent = stage.encode(Dense(torch.tensor([TINY, 0.0])), state).payload
-    assert stage.reconstruct(sent, state).dense().tolist() == [TINY, 0.0]
+    encoded = stage.encode(Dense(torch.tensor([TINY, 0.0])), state)
+    assert encoded.decoded.dense().tolist() == [TINY, 0.0]
     assert state["lbgs"][0]["payloads"][0]["values"].dtype == torch.bfloat16
     assert state["lbgs"][0]["gram"] == [[1.0]]
     encoded = stage.encode(Dense(torch.tensor([3.0, 1.0])), state)
     assert encoded.decision.coefficients == (3.0,)  # <g, l> / |l|^2 with l = (1, 0)
     assert encoded.decision.errors == pytest.approx((0.1,))  # 1 - 9 / 10
-    assert stage.reconstruct(encoded.payload, state).dense().tolist() == [3.0, 0.0]
+    assert encoded.decoded.dense().tolist() == [3.0, 0.0]
 
 
 def test_the_gram_matrix_is_that_of_the_rounded_lbgs():
@@ -80,7 +80,7 @@ def test_both_ends_keep_the_same(uplink):
         context = Context(index, seed=1)
         received = server.receive(client.send(update, index, context).to_bytes(), index, context)
         encoded = twin.encode(update, state, replace(context, path=(0,)))  # the ends make it the client's
-        assert torch.equal(received.dense(), twin.reconstruct(encoded.payload, state).dense())
+        assert torch.equal(received.dense(), encoded.decoded.dense())
 
 
 def test_what_is_smaller_already_stays():
@@ -139,15 +139,15 @@ def reference(capacity: int, cohorts: list[list[int]]) -> list[list[int]]:
 def test_the_least_recently_used_is_forgotten_and_never_more_than_one_is_over(capacity):
     generator = torch.Generator().manual_seed(capacity)
     cohorts = [torch.randperm(10, generator=generator)[:4].tolist() for _ in range(30)]
-    uses, held = LeastRecentlyUsed(capacity), set()
+    recency, held = LeastRecentlyUsed(capacity), set()
     for cohort, wanted in zip(cohorts, reference(capacity, cohorts)):
-        held -= set(uses.begin(cohort))
+        held -= set(recency.begin(cohort))
         for client in cohort:
             held.add(client)
             assert len(held) <= capacity + 1
-            held -= {client} if uses.passes(client) else set()
-        uses.finish()
-        assert uses.order == wanted
+            held -= {client} if recency.is_forgotten_after_turn(client) else set()
+        recency.finish()
+        assert recency.order == wanted
         assert held == set(wanted)
 
 
@@ -165,12 +165,12 @@ def test_a_run_keeps_so_many_and_the_others_send_in_full(tmp_path):
 
 
 def test_an_aborted_round_leaves_the_order():
-    uses = LeastRecentlyUsed(2, [1, 2])
-    uses.begin([5, 6])
-    assert uses.order == [1, 2]
-    assert uses.begin([1, 7]) == [2]
-    uses.finish()
-    assert uses.order == [1, 7]
+    recency = LeastRecentlyUsed(2, [1, 2])
+    recency.begin([5, 6])
+    assert recency.order == [1, 2]
+    assert recency.begin([1, 7]) == [2]
+    recency.finish()
+    assert recency.order == [1, 7]
 
 
 def test_the_server_forgets_too_and_asks_for_a_full_update():

@@ -107,7 +107,7 @@ def test_three_rounds_by_hand():
         assert encoded.payload.coefficients.tolist() == pytest.approx(coefficients, abs=1e-12)
         assert encoded.decision.errors == pytest.approx((error,), abs=1e-12)
         assert encoded.payload.correction.dense().tolist() == pytest.approx(sent, abs=1e-12)
-        assert stage.reconstruct(encoded.payload, state).dense().tolist() == pytest.approx(seen, abs=1e-12)
+        assert encoded.decoded.dense().tolist() == pytest.approx(seen, abs=1e-12)
 
 
 def test_row_by_row_by_hand():
@@ -119,7 +119,7 @@ def test_row_by_row_by_hand():
     assert encoded.payload.coefficients.tolist() == pytest.approx([2.0, -1.0], abs=1e-12)
     assert encoded.decision.errors == pytest.approx((0.0,), abs=1e-12)
     assert encoded.payload.correction.dense().tolist() == pytest.approx([0.0] * 4, abs=1e-12)
-    assert stage.reconstruct(encoded.payload, state).dense().tolist() == pytest.approx([2.0, 4.0, 0.0, -3.0])
+    assert encoded.decoded.dense().tolist() == pytest.approx([2.0, 4.0, 0.0, -3.0])
 
 
 def test_what_was_seen_joins_the_span_and_not_the_update():
@@ -180,7 +180,7 @@ def test_the_span_holds_the_last_vectors_that_were_seen_and_their_inner_products
     state, seen = stage.init(), []
     for g in drifting(0, 9):
         encoded = stage.encode(dense(g), state)
-        seen.append(stage.reconstruct(encoded.payload, state).dense().clone())
+        seen.append(encoded.decoded.dense().clone())
         newest = torch.stack(seen[-rank:])
         assert torch.equal(torch.stack(remembered(state)), newest)
         np.testing.assert_allclose(state["basis"]["gram"], (newest @ newest.T).numpy(), rtol=1e-9, atol=1e-9)
@@ -212,7 +212,7 @@ def test_both_ends_see_prediction_and_correction_bit_for_bit(name, rowwise, dtyp
         decoded = stage.decode(across(encoded.payload), server, context(index))
         assert decoded.layout == LAYOUT
         assert decoded.dtype == dtype
-        assert torch.equal(decoded.dense(), stage.reconstruct(encoded.payload, client, context(index)).dense())
+        assert torch.equal(decoded.dense(), encoded.decoded.dense())
         for one, other in zip(remembered(client), remembered(server), strict=True):
             assert torch.equal(one, other)
         # Put together here from what crossed: the vectors of before, the coefficients, the correction.
@@ -233,7 +233,7 @@ def test_inside_error_feedback_what_was_seen_and_the_residual_sum_to_the_updates
     state, sent, total = stage.init(), np.zeros(SIZE), np.zeros(SIZE)
     for g in drifting(seed, 15):
         encoded = stage.encode(dense(g), state)
-        sent += stage.reconstruct(encoded.payload, state).dense().numpy()
+        sent += encoded.decoded.dense().numpy()
         total += g
         np.testing.assert_allclose(sent + state["residual"].numpy(), total, atol=1e-9)
 
@@ -245,7 +245,7 @@ def test_the_past_foretells_what_the_correction_alone_would_leave_out():
     state, lost = stage.init(), []
     for _ in range(12):
         encoded = stage.encode(dense(g, [50]), state)
-        seen = stage.reconstruct(encoded.payload, state).dense().numpy()
+        seen = encoded.decoded.dense().numpy()
         lost.append((g - seen) @ (g - seen) / (g @ g))
     plain = alone.encode(dense(g, [50]), {}).payload.dense().numpy()
     assert lost[0] == pytest.approx((g - plain) @ (g - plain) / (g @ g))
@@ -260,7 +260,7 @@ def test_a_zero_update_is_foretold_by_zeros_and_its_correction_is_nothing():
         encoded = stage.encode(dense(values, [2]), state)
         if not any(values):
             assert encoded.payload.coefficients.tolist() == [0.0]
-            assert not stage.reconstruct(encoded.payload, state).dense().any()
+            assert not encoded.decoded.dense().any()
         assert math.isfinite(encoded.decision.errors[0])
         assert torch.isfinite(encoded.payload.coefficients).all()
 
@@ -283,7 +283,7 @@ def test_a_past_too_small_for_a_coefficient_of_float32_does_no_harm(rowwise):
     for values in ([1e-30, 0.0], [1e10, 0.0], [2e10, 0.0]):
         encoded = stage.encode(dense(values, [2], torch.float32), state)
         assert torch.isfinite(encoded.payload.coefficients).all()
-        assert stage.reconstruct(encoded.payload, state).dense().tolist() == pytest.approx(values)
+        assert encoded.decoded.dense().tolist() == pytest.approx(values)
 
 
 # What crosses
@@ -408,11 +408,11 @@ def test_there_is_one_error_and_nothing_that_is_recycled():
     state = stage.init()
     for index, g in enumerate(drifting(0, 4)):
         encoded = stage.encode(dense(g), state)
-        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
+        payload, decision = encoded
         assert (decision.recycled, decision.coefficients, decision.threshold) == ((), (), None)
         assert len(decision.errors) == 1
         assert (decision.errors[0] == 1.0) == (index == 0)
-        assert (reads, writes) == (index > 0, True)
+        assert (encoded.needs_state, encoded.updates_state) == (index > 0, True)
         assert payload.coefficients.numel() == min(index, 2)
 
 
@@ -426,7 +426,7 @@ def test_a_forgotten_past_is_empty_and_the_corrections_is_forgotten_with_it():
     stage.forget(client)
     assert client == fresh
     one, other = stage.encode(dense(updates[3]), client), stage.encode(dense(updates[3]), fresh)
-    assert not one.reads
+    assert not one.needs_state
     assert one.payload.to_bytes() == other.payload.to_bytes()
 
 

@@ -28,7 +28,7 @@ def rounds(chain, stream, dtype):
     for index, update in enumerate(stream):
         context = Context(index, shared, seed=9, path=(5,))
         encoded = chain.encode(Dense(update.clone(), LAYOUT), client, context)
-        decoded = chain.reconstruct(encoded.payload, client, context).dense().clone()
+        decoded = encoded.decoded.dense().clone()
         received = chain.decode(encoded.payload, server, context).dense()
         assert torch.equal(received, decoded)
         yield decoded, update, encoded

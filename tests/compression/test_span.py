@@ -253,14 +253,14 @@ def test_a_run_follows_a_reference_that_keeps_the_last_updates_sent_in_full(rank
         expected, projection = least_squares(np.stack(memory), g) if memory else (1.0, None)
         assume(abs(expected - threshold) > 1e-6)
         encoded = stage.encode(Dense(torch.tensor(g)), state)
-        payload, decision, reads, writes = *encoded, encoded.reads, encoded.writes
-        decoded = stage.reconstruct(payload, state).dense().numpy()
+        payload, decision = encoded
+        decoded = encoded.decoded.dense().numpy()
         assert decision.errors[0] == pytest.approx(expected, abs=1e-7)
         assert decision.recycled == (expected <= threshold,)
         if decision.recycled[0]:
             assert isinstance(payload, Coefficients)
             assert payload.num_bits == 64 * len(memory)  # float64 here
-            assert (reads, writes) == (True, False)
+            assert (encoded.needs_state, encoded.updates_state) == (True, False)
             np.testing.assert_allclose(decoded, projection, atol=1e-6 * np.linalg.norm(g))
             residual = g - decoded
             assert residual @ residual / (g @ g) == pytest.approx(decision.errors[0], abs=1e-7)
@@ -268,7 +268,7 @@ def test_a_run_follows_a_reference_that_keeps_the_last_updates_sent_in_full(rank
         else:
             np.testing.assert_array_equal(decoded, g)
             assert math.isnan(decision.coefficients[0])
-            assert writes
+            assert encoded.updates_state
             memory = [*memory, g][-rank:]
         np.testing.assert_array_equal(np.stack([lbg.numpy() for lbg in kept(state)]), np.stack(memory))
 
@@ -312,7 +312,7 @@ def test_in_float32_the_residual_is_as_long_as_the_error_says(seed, rank, scale)
         g = torch.tensor((base + noise * rng.normal(size=40)) * scale * 10.0 ** rng.uniform(-2, 2), dtype=torch.float32)
         stage.threshold = 0.0 if index % 3 == 0 else 0.9
         encoded = stage.encode(Dense(g), state)
-        decoded = stage.reconstruct(encoded.payload, state).dense().double().numpy() / scale
+        decoded = encoded.decoded.dense().double().numpy() / scale
         if encoded.decision.recycled[0]:
             exact = g.double().numpy() / scale
             residual = exact - decoded
@@ -450,7 +450,7 @@ def test_the_test_on_compressed_forms_equals_that_on_the_decoded_vectors(compres
         other = stage.encode(Dense(compressed.dense().clone(), layout), dense_state)
         assert one.decision.recycled == other.decision.recycled
         assert one.decision.errors == pytest.approx(other.decision.errors, abs=1e-5)
-        decoded = [stage.reconstruct(r.payload, s) for r, s in ((one, compressed_state), (other, dense_state))]
+        decoded = [one.decoded, other.decoded]
         np.testing.assert_allclose(*(d.dense().numpy() for d in decoded), rtol=1e-3, atol=1e-3)
         outcomes += one.decision.recycled
     assert outcomes.count(True) >= 5

@@ -215,7 +215,7 @@ def simulate(uplink, rounds=60, clients=20, cohort=None, drift=0.3, noise=0.5, s
             state = states.setdefault(client, chain.init())
             context = Context(index, shared, seed, (client,))
             encoded = chain.encode(Dense(values, LAYOUT), state, context)
-            chain.reconstruct(encoded.payload, state, context).add_to(mean, 1 / len(members))
+            encoded.decoded.add_to(mean, 1 / len(members))
             bits.append(encoded.payload.num_bits)
             decisions.append(encoded.decision)
         full = (32 * SIZE,) * len(members)

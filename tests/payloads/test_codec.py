@@ -145,7 +145,7 @@ def some_buffers(rng):
 
 
 def some_numbers(rng):
-    return dict(zip(("round_index", "sequence", "base", "memory"), rng.integers(0, 2**32, 4).tolist()))
+    return dict(zip(("round_index", "sequence", "base_version", "state_version"), rng.integers(0, 2**32, 4).tolist()))
 
 
 STAGES = {
@@ -238,7 +238,7 @@ def assert_survives_the_wire(message, layout=None):
     assert len(data) == HEADER_BYTES + message.num_bits // 8
     assert message.num_bits % 8 == 0
     received = Message.from_bytes(data, layout)
-    numbers = ("client_id", "round_index", "sequence", "base", "memory", "num_bits")
+    numbers = ("client_id", "round_index", "sequence", "base_version", "state_version", "num_bits")
     assert [getattr(received, name) for name in numbers] == [getattr(message, name) for name in numbers]
     assert list(received.buffers) == list(message.buffers)
     for name, tensor in message.buffers.items():
@@ -352,7 +352,13 @@ def test_a_message_owns_its_memory(kind):
 def test_a_small_message_has_exactly_the_documented_bytes():
     payload = Sparse(torch.tensor([1.5, -2.0]), torch.tensor([1, 70], dtype=torch.int32), (100,))
     message = Message(
-        7, payload, {"é": torch.tensor(2.0)}, round_index=3, sequence=5, base=0x01020304, memory=2**32 - 1
+        7,
+        payload,
+        {"é": torch.tensor(2.0)},
+        round_index=3,
+        sequence=5,
+        base_version=0x01020304,
+        state_version=2**32 - 1,
     )
     header = (
         "01 04 80 00"  # version, Sparse, float32 with buffers, unused
@@ -851,10 +857,10 @@ def test_factors_of_a_matrix_of_another_shape_are_refused():
 
 
 @pytest.mark.parametrize("value", [-1, 2**32])
-@pytest.mark.parametrize("name", ["client_id", "round_index", "sequence", "base", "memory"])
+@pytest.mark.parametrize("name", ["client_id", "round_index", "sequence", "base_version", "state_version"])
 def test_numbers_that_do_not_fit_are_refused_by_name_and_value(name, value):
     numbers = {"client_id": 1, name: value}
-    with pytest.raises(ValueError, match=rf"{name.removesuffix('_id').removesuffix('_index')}.*{value}"):
+    with pytest.raises(ValueError, match=rf"{name}.*{value}"):
         Message(payload=Dense(torch.zeros(2)), **numbers).to_bytes()
     numbers[name] = 2**32 - 1
     assert_survives_the_wire(Message(payload=Dense(torch.zeros(2)), **numbers))

@@ -1,6 +1,5 @@
 """Payloads: what they decode to, their algebra, their size in bits and their state."""
 
-import io
 import math
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import through_a_file
 
 from lightning_lbgm.compression import Omitted, Quantized, RandomSparse, Signs
 from lightning_lbgm.core.layout import Layout
@@ -126,13 +126,6 @@ def count_bytes(payload):
         low, high = math.ceil(k * width / 8), math.ceil(sum(1 + gap // 2**width for gap in gaps) / 8)
     assert low + high <= math.ceil(payload.size / 8)
     return varint_bytes(k) + 1 + varint_bytes(high) + 1 + low + high + count_bytes(payload.body)
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("kind", SELF_DECODING)

@@ -40,7 +40,7 @@ class DIANA(Stage):
         >>> stage = DIANA(TopK(0.5), rate=0.5)
         >>> state = stage.init()
         >>> updates = [torch.tensor([4.0, 2.0])] * 3
-        >>> [stage.reconstruct(stage.encode(Dense(g), state).payload, state).dense().tolist() for g in updates]
+        >>> [stage.encode(Dense(g), state).decoded.dense().tolist() for g in updates]
         [[4.0, 0.0], [4.0, 2.0], [4.0, 2.0]]
     """
 
@@ -61,11 +61,9 @@ class DIANA(Stage):
         mean = state["mean"]
         difference = update.dense() if mean is None else update.dense() - mean
         step = self.correction.encode(Dense(difference, update.layout), state["correction"], context)
-        self._advance(self.correction.reconstruct(step.payload, state["correction"], context), state)
-        return Encoded(step.payload, step.decision, reads=mean is not None, writes=True)
-
-    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        return self._total(self.correction.reconstruct(payload, state["correction"], context), state)
+        self._advance(step.decoded, state)
+        total = self._total(step.decoded, state)
+        return Encoded(step.payload, step.decision, lambda _: total, needs_state=mean is not None, updates_state=True)
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         correction = self.correction.decode(payload, state["correction"], context)

@@ -52,11 +52,8 @@ class ErrorFeedback(Stage):
         encoded = self.stage.encode(Dense(values, update.layout), state["stage"], context)
         # A new tensor: a round that breaks off is taken back by putting the old one in its place.
         residual = state["residual"] = values.clone()
-        self.stage.reconstruct(encoded.payload, state["stage"], context).add_to(residual, -1.0)
+        encoded.decoded.add_to(residual, -1.0)
         return encoded
-
-    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        return self.stage.reconstruct(payload, state["stage"], context)
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         return self.stage.decode(payload, state["stage"], context)

@@ -98,7 +98,7 @@ class LayerRecycling(Stage):
         ]
         return Encoded(Blocks(parts, update.layout))
 
-    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
+    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         recycled = context.shared.get("layers", [])
         if not recycled:
             return payload
@@ -110,9 +110,6 @@ class LayerRecycling(Stage):
             Dense(values, part.layout) if isinstance(part, Omitted) else part for part, values in zip(parts, last)
         ]
         return Blocks(repeated, payload.layout)
-
-    def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        return self.reconstruct(payload, state, context)
 
     def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
         sizes = result.layout.sizes

@@ -18,6 +18,7 @@ from lightning_lbgm.compression.methods.target_savings import TargetSavings, che
 from lightning_lbgm.compression.row_span import RowSpan
 from lightning_lbgm.compression.span import Basis, Span, new_basis
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
+from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.core.validation import check_count
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.blocks import Blocks
@@ -129,6 +130,7 @@ class LookBack(Stage):
         lbgs, ages = state["lbgs"], state["ages"]
         known = bool(lbgs)
         sent: list[Payload] = []
+        decoded: list[Payload] = []
         errors: list[float] = []
         newest: list[float] = []
         for index, part in enumerate(self._parts(update)):
@@ -138,26 +140,26 @@ class LookBack(Stage):
             errors.append(error)
             if coefficients is None:
                 sent.append(part)
+                decoded.append(part)
                 self._refresh(lbgs, index, part, products)
                 ages[index] = 0
                 newest.append(float("nan"))
             else:
                 values = torch.tensor(coefficients, dtype=part.dtype, device=part.device)
                 sent.append(Coefficients(values, part.layout))
+                decoded.append(self._span.combination(lbgs[index], values, part.layout))
                 ages[index] = ages.get(index, 0) + 1
                 newest.append(coefficients[-1])
         recycled = tuple(coefficient == coefficient for coefficient in newest)
+        seen = self._whole(decoded, update.layout)
         return Encoded(
-            Blocks(sent, update.layout) if self.granularity == "layer" else sent[0],
+            self._whole(sent, update.layout),
             Decision(recycled, tuple(errors), tuple(newest), threshold, _outcome(recycled)),
+            lambda _: seen,
             # One LBG that is replaced, everywhere, refers to nothing.
-            reads=known and (any(recycled) or self.rank > 1),
-            writes=not all(recycled),
+            needs_state=known and (any(recycled) or self.rank > 1),
+            updates_state=not all(recycled),
         )
-
-    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        parts = [self._decoded(index, part, state) for index, part in enumerate(self._parts(payload))]
-        return Blocks(parts, payload.layout) if self.granularity == "layer" else parts[0]
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         parts = self._parts(payload)
@@ -167,7 +169,7 @@ class LookBack(Stage):
                 known = state["lbgs"].get(index)
                 products = self._span.dots(known, part) if known is not None else None
                 self._refresh(state["lbgs"], index, part, products)
-        return Blocks(decoded, payload.layout) if self.granularity == "layer" else decoded[0]
+        return self._whole(decoded, payload.layout)
 
     def forget(self, state: State) -> None:
         state["lbgs"].clear()
@@ -179,6 +181,9 @@ class LookBack(Stage):
 
     def _parts(self, payload: Payload) -> list[Payload]:
         return payload.split() if self.granularity == "layer" else [payload]
+
+    def _whole(self, parts: list[Payload], layout: Layout) -> Payload:
+        return Blocks(parts, layout) if self.granularity == "layer" else parts[0]
 
     def _test(
         self, update: Payload, basis: Basis | None, products: Any, threshold: float, age: int

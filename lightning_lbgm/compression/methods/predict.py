@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_lbgm.compression.chain import inner_chain
 from lightning_lbgm.compression.row_span import RowSpan
-from lightning_lbgm.compression.span import Span, new_basis, payloads
+from lightning_lbgm.compression.span import Span, new_basis
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.core.validation import check_count
@@ -81,9 +81,9 @@ class Predict(Stage):
         >>> from lightning_lbgm import TopK
         >>> stage = Predict(rank=1, correction=TopK(0.5))
         >>> state = stage.init()
-        >>> stage.reconstruct(stage.encode(Dense(torch.tensor([2.0, 1.0])), state).payload, state).dense().tolist()
+        >>> stage.encode(Dense(torch.tensor([2.0, 1.0])), state).decoded.dense().tolist()
         [2.0, 0.0]
-        >>> stage.reconstruct(stage.encode(Dense(torch.tensor([3.0, 1.0])), state).payload, state).dense().tolist()
+        >>> stage.encode(Dense(torch.tensor([3.0, 1.0])), state).decoded.dense().tolist()
         [3.0, 1.0]
     """
 
@@ -112,26 +112,21 @@ class Predict(Stage):
         if not found and has_past:
             error, found = 0.0 if is_zero else 1.0, [0.0] * self._span.count(basis, update.layout)
         coefficients = torch.tensor(found, dtype=update.dtype, device=update.device)
-        reads = bool(found)
         remainder = update.dense().clone()
-        if reads:
+        if found:
             self._span.combination(basis, coefficients, update.layout).add_to(remainder, -1.0)
         step = self.correction.encode(Dense(remainder, update.layout), state["correction"], context)
         payload = Predicted(coefficients, step.payload, update.layout)
-        correction = self.correction.reconstruct(step.payload, state["correction"], context)
-        self._remember(coefficients, correction, state)
-        return Encoded(payload, Decision((), (error,), (), outcome="predicted"), reads=reads, writes=True)
-
-    def reconstruct(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
-        return payloads(state["basis"], payload.layout)[-1]
+        total = self._remember(coefficients, step.decoded, state)
+        decision = Decision((), (error,), (), outcome="predicted")
+        return Encoded(payload, decision, lambda _: total, needs_state=bool(found), updates_state=True)
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         wanted = self._span.count(state["basis"], payload.layout) if state["basis"]["payloads"] else 0
         if not isinstance(payload, Predicted) or payload.coefficients.numel() != wanted:
             raise MessageError(f"The message does not have the {wanted} coefficients of a prediction.")
         correction = self.correction.decode(payload.correction, state["correction"], context)
-        self._remember(payload.coefficients, correction, state)
-        return self.reconstruct(payload, state)
+        return self._remember(payload.coefficients, correction, state)
 
     def forget(self, state: State) -> None:
         state["basis"] = new_basis()
@@ -140,8 +135,8 @@ class Predict(Stage):
     def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
         self.correction.end_round(shared, result, context)
 
-    def _remember(self, coefficients: Tensor, correction: Payload, state: State) -> None:
-        """Add prediction and correction up, and let the sum join the span."""
+    def _remember(self, coefficients: Tensor, correction: Payload, state: State) -> Payload:
+        """Add prediction and correction up, let the sum join the span, and return it."""
         basis, layout = state["basis"], correction.layout
         if coefficients.numel():
             total = self._span.combination(basis, coefficients, layout).dense()
@@ -151,3 +146,4 @@ class Predict(Stage):
         reconstructed = Dense(total, layout)
         products = self._span.dots(basis, reconstructed) if basis["payloads"] else None
         self._span.append(basis, reconstructed, products, self.rank)
+        return reconstructed

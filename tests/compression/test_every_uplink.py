@@ -1,69 +1,17 @@
-"""The client's end and the server's end held apart: only the message's bytes cross, and both stay in step."""
-
-import io
+"""What holds for every uplink: client and server decode the same from bytes alone, and what their states are."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-# 37 entries: no whole number of bytes of signs. Rank 1 makes factors of the first tensor, 10 for 21 numbers, and of the
-# last one, taken as (2, 6), 8 for 12.
+from states import assert_same, leaves, look_back_gradients
 from uplinks import CLIENT, FORETELLING, LAYOUT, LOOKING_BACK, SIZE, UPLINKS, updates
 
-from lightning_lbgm.compression import (
-    Context,
-    RoundResult,
-    as_chain,
-)
+from lightning_lbgm.compression import Context, RoundResult, as_chain
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.low_rank import LowRank
 from lightning_lbgm.protocol.message import HEADER_BYTES, Message
-
-
-def through_a_file(value):
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def leaves(value, path=()):
-    """Every leaf of nested dicts and lists with its path; anything else is a leaf."""
-    if type(value) is dict:
-        for key, item in value.items():
-            yield from leaves(item, (*path, key))
-    elif type(value) is list:
-        for index, item in enumerate(value):
-            yield from leaves(item, (*path, index))
-    else:
-        yield path, value
-
-
-def assert_same(one, other):
-    """Equal bit for bit, tensors by their dtype and bytes."""
-    one, other = dict(leaves(one)), dict(leaves(other))
-    assert one.keys() == other.keys()
-    for path, value in one.items():
-        if isinstance(value, torch.Tensor):
-            assert value.dtype == other[path].dtype, path
-            assert torch.equal(value, other[path]), path
-        else:
-            assert repr(value) == repr(other[path]), path
-
-
-def look_back_gradients(state):
-    """All that a state remembers of the past, by test, however deep the stage lies."""
-    if isinstance(state, list):
-        return [found for item in state for found in look_back_gradients(item)]
-    if not isinstance(state, dict):
-        return []
-    here = [state["lbgs"]] if "lbgs" in state else []
-    here += [{0: state["basis"]}] if state.get("basis", {}).get("payloads") else []
-    if isinstance(state.get("mean"), torch.Tensor):
-        here += [{0: {"payloads": [state["mean"]], "gram": [[0.0]]}}]
-    return here + [found for item in state.values() for found in look_back_gradients(item)]
 
 
 def assert_same_lbgs(one, other):
@@ -81,9 +29,13 @@ def assert_same_lbgs(one, other):
 
 def wire(payload):
     """What the server receives: the bytes of a message, read beside the layout that both ends know."""
-    data = Message(CLIENT, payload).to_bytes()
-    assert len(data) == HEADER_BYTES + payload.num_bits // 8
-    return Message.from_bytes(data, LAYOUT).payload
+    data, body = Message(CLIENT, payload).to_bytes(), payload.to_bytes()
+    assert len(data) == HEADER_BYTES + len(body) == HEADER_BYTES + payload.num_bits // 8
+    assert data.endswith(body)
+    received = Message.from_bytes(data, LAYOUT)
+    assert received.to_bytes() == data
+    assert received.num_bits == payload.num_bits
+    return received.payload
 
 
 class Run:
@@ -106,17 +58,21 @@ class Run:
 
 
 @pytest.mark.parametrize("name", UPLINKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=2)
-def test_the_servers_decoding_equals_the_clients_reconstruction(name, seed):
+def test_the_server_decodes_what_the_client_says_that_it_sees(name, dtype, seed):
+    # A server of its own process: nothing of the client's but the bytes.
     chain = as_chain(UPLINKS[name])
     client, server, run = chain.init(), chain.init(), Run(chain)
-    for values in updates(seed, 22):
+    for values in updates(seed, 22, dtype):
         encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
         received = chain.decode(wire(encoded.payload), server, run.context())
         assert received.layout == LAYOUT
         decoded = received.dense()
-        assert torch.equal(decoded, chain.reconstruct(encoded.payload, client, run.context()).dense())
+        assert decoded.dtype == dtype
+        assert decoded.shape == values.shape
+        assert torch.equal(decoded, encoded.decoded.dense())
         assert_same_lbgs(client, server)
         run.end_round(encoded, decoded)
 
@@ -129,7 +85,7 @@ def test_the_runs_above_both_recycle_and_refresh(name):
     for values in updates(0, 22):
         encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
         recycled += encoded.decision.recycled  # the first is always refreshed
-        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
+        run.end_round(encoded, encoded.decoded.dense())
     assert len(look_back_gradients(state)) == 1
     assert recycled.count(True) >= 3
     assert recycled.count(False) >= 3
@@ -142,8 +98,8 @@ def test_the_runs_above_remember_what_they_foretell_from(name):
     assert look_back_gradients(state) == []
     for index, values in enumerate(updates(0, 5)):
         encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
-        assert (encoded.reads, encoded.writes) == (index > 0, True)
-        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
+        assert (encoded.needs_state, encoded.updates_state) == (index > 0, True)
+        run.end_round(encoded, encoded.decoded.dense())
     assert len(look_back_gradients(state)) == 1
 
 
@@ -170,40 +126,9 @@ def test_the_runs_above_leave_layers_out(name):
     for values in updates(0, 5):
         encoded = chain.encode(Dense(values, LAYOUT), state, run.context())
         omitted.append(sum(type(part).__name__ == "Omitted" for part in getattr(encoded.payload, "parts", [])))
-        run.end_round(encoded, chain.reconstruct(encoded.payload, state, run.context()).dense())
+        run.end_round(encoded, encoded.decoded.dense())
     number = 1 if name.startswith("topk") else 2
     assert omitted == [0] + 4 * [number]
-
-
-@pytest.mark.parametrize("name", UPLINKS)
-def test_the_message_holds_all_that_crosses_and_its_bits_count_it(name):
-    # A server of its own process: another chain of the same settings, and nothing of the client's but the bytes.
-    chain = as_chain(UPLINKS[name])
-    client, server, run = chain.init(), chain.init(), Run(chain)
-    for values in updates(1, 12):
-        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
-        body = encoded.payload.to_bytes()
-        assert encoded.payload.num_bits == 8 * len(body)
-        data = Message(CLIENT, encoded.payload).to_bytes()
-        assert len(data) == HEADER_BYTES + len(body)
-        assert data.endswith(body)
-        received = Message.from_bytes(data, LAYOUT)
-        assert received.to_bytes() == data
-        assert received.num_bits == encoded.payload.num_bits
-        run.end_round(encoded, chain.decode(received.payload, server, run.context()).dense())
-
-
-@pytest.mark.parametrize("name", UPLINKS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_everything_decodes_in_the_updates_dtype(name, dtype):
-    chain = as_chain(UPLINKS[name])
-    client, server, run = chain.init(), chain.init(), Run(chain)
-    for values in updates(2, 12, dtype):
-        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
-        decoded = chain.decode(wire(encoded.payload), server, run.context()).dense()
-        assert decoded.dtype == dtype
-        assert decoded.shape == values.shape
-        run.end_round(encoded, decoded)
 
 
 @pytest.mark.parametrize("name", UPLINKS)
@@ -213,12 +138,12 @@ def test_a_reused_buffer_gives_the_same_as_fresh_ones_and_is_not_written_to(name
     buffer = torch.empty(SIZE)
     for values in updates(3, 22):
         buffer.copy_(values)
-        reused = chain.encode(Dense(buffer, LAYOUT), reusing, run.context()).payload
+        reused = chain.encode(Dense(buffer, LAYOUT), reusing, run.context())
         assert torch.equal(buffer, values)
-        seen = chain.reconstruct(reused, reusing, run.context()).dense().clone()
+        seen = reused.decoded.dense().clone()
         buffer.fill_(float("nan"))
         encoded = chain.encode(Dense(values.clone(), LAYOUT), fresh, run.context())
-        assert torch.equal(seen, chain.reconstruct(encoded.payload, fresh, run.context()).dense())
+        assert torch.equal(seen, encoded.decoded.dense())
         assert_same(reusing, fresh)
         run.end_round(encoded, seen)
 
@@ -247,7 +172,7 @@ def test_encoding_does_not_keep_the_tensors_that_are_sent(name):
         for tensor in encoded.payload.tensors():
             tensor.fill_(1)
         assert_same(one, other)
-        run.end_round(expected, chain.reconstruct(expected.payload, other, run.context()).dense())
+        run.end_round(expected, expected.decoded.dense())
 
 
 @pytest.mark.parametrize("name", UPLINKS)
@@ -262,31 +187,3 @@ def test_states_are_built_ins_and_tensors_without_spare_storage(name):
             assert type(leaf) in (torch.Tensor, str, int, float, bool, type(None)), path
             if isinstance(leaf, torch.Tensor):
                 assert leaf.untyped_storage().nbytes() == leaf.nbytes, path
-
-
-@pytest.mark.parametrize("name", UPLINKS)
-@pytest.mark.parametrize("interrupted_after", [0, 1, 8])
-def test_states_survive_a_file_and_continue_bit_for_bit(name, interrupted_after):
-    chain = as_chain(UPLINKS[name])
-    client, server, run = chain.init(), chain.init(), Run(chain)
-    rounds = list(updates(6, 13))
-    for values in rounds[:interrupted_after]:
-        encoded = chain.encode(Dense(values, LAYOUT), client, run.context())
-        run.end_round(encoded, chain.decode(wire(encoded.payload), server, run.context()).dense())
-    saved_client, saved_server, saved_shared = map(through_a_file, (client, server, run.shared))
-    assert_same(saved_client, client)
-    assert_same(saved_server, server)
-    assert_same(saved_shared, run.shared)
-    saved = Run(chain, saved_shared, run.round_index)
-    for values in rounds[interrupted_after:]:
-        one = chain.encode(Dense(values, LAYOUT), client, run.context())
-        other = chain.encode(Dense(values, LAYOUT), saved_client, saved.context())
-        assert repr(one.decision) == repr(other.decision)  # NaN where refreshed
-        assert one.payload.to_bytes() == other.payload.to_bytes()
-        decoded = chain.decode(wire(one.payload), server, run.context()).dense()
-        assert torch.equal(decoded, chain.decode(wire(other.payload), saved_server, saved.context()).dense())
-        run.end_round(one, decoded)
-        saved.end_round(other, decoded)
-    assert_same(saved_client, client)
-    assert_same(saved_server, server)
-    assert_same(saved_shared, run.shared)

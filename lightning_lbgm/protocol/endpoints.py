@@ -164,11 +164,12 @@ class ServerEnd:
     """The server's end: turns messages into updates, and never takes one twice, late or beside what it refers to.
 
     Args:
-        uplink: The stages, the same at both ends. Beyond the ``capacity`` of a ``LookBack`` the client whose last
-            message is longest ago is forgotten, and will be asked to send in full.
+        uplink: The stages, the same at both ends.
         layout: The parameter tensors; ints stand for vectors.
         buffers: The module's float buffers that clients may send, by name; their shapes and dtypes count, not their
             values. None: none.
+        capacity: Clients that are remembered: beyond it the one whose last message is longest ago is forgotten, and
+            will be asked to send in full. None: all.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class ServerEnd:
         self.layout = Layout.of(layout)
         self._buffers = {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in (buffers or {}).items()}
         self._clients: dict[int, State] = {}
-        self._recency = LeastRecentlyUsed(self.uplink.capacity)
+        self._recency = LeastRecentlyUsed(capacity or self.uplink.capacity)
 
     def receive(self, data: bytes | Message, round_index: int, context: Context | None = None) -> Received:
         """Decode a message of the current round.
@@ -256,7 +257,7 @@ class ServerEnd:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._clients = dict(state["clients"])
-        self._recency = LeastRecentlyUsed(self.uplink.capacity, state.get("uses", []))
+        self._recency = LeastRecentlyUsed(self._recency.capacity, state.get("uses", []))
 
 
 def new_state(uplink: Chain) -> State:

@@ -174,12 +174,12 @@ def test_an_aborted_round_leaves_the_order():
 
 
 def test_the_server_forgets_too_and_asks_for_a_full_update():
-    uplink = [LookBack(1.0, capacity=2)]
-    server, clients = ServerEnd(uplink, [3]), [ClientEnd(k, uplink) for k in range(3)]
+    uplink = [LookBack(1.0)]
+    server, clients = ServerEnd(uplink, [3], capacity=2), [ClientEnd(k, uplink) for k in range(3)]
     update = torch.tensor([1.0, 2.0, 3.0])
     for client in (0, 1, 2):
         server.receive(clients[client].send(update, 0, Context(0)), 0, Context(0))
-    continued = ServerEnd(uplink, [3])
+    continued = ServerEnd(uplink, [3], capacity=2)
     continued.load_state_dict(server.state_dict())
     message = clients[0].send(update, 1, Context(1))
     assert message.payload.size == 3

@@ -61,14 +61,14 @@ def run(fit, uplink, **settings):
     "uplink",
     [
         [],
-        [LookBack(0.3)],
-        [LookBack(0.3, "layer", rank=2, max_age=3)],
-        [LookBack(0.2, rank=3, rowwise=True)],
+        [LookBack(0.7)],
+        [LookBack(0.5, "layer", rank=2, max_age=3)],
+        [LookBack(0.5, rank=3, rowwise=True)],
         [LookBack(0.9, capacity=2)],
         [LookBack(TargetSavings(0.6))],
-        [Cast(torch.bfloat16), LookBack(lambda round_index: 0.3 if round_index < 4 else 0.1)],
-        [TopK(0.5), QSGD(3), LookBack(0.5, "layer")],
-        [ATOMO(1, "unbiased"), LookBack(0.4, rank=2)],
+        [Cast(torch.bfloat16), LookBack(lambda round_index: 0.9 if round_index % 3 else 0.1)],
+        [TopK(0.5), QSGD(3), LookBack(0.6, "layer")],
+        [ATOMO(1, "unbiased"), LookBack(0.8, rank=2)],
         [PowerSGD(1), Cast(torch.float16)],
         [RandK(0.5)],
         [Predict(2, TopK(0.4), rowwise=True)],
@@ -98,6 +98,9 @@ def test_a_server_that_sees_bytes_only_trains_the_same_model(fit, over_the_wire,
     assert [8 * (length - HEADER_BYTES) for length in lengths] == sent
     assert len(sent) == 18
     assert min(sent) > 0
+    decisions = [client.decision for report in reports for client in report.clients]
+    tests = [recycled for decision in decisions if decision is not None for recycled in decision.recycled]
+    assert set(tests) == ({True, False} if "LookBack" in repr(uplink) else set())
 
 
 @pytest.mark.parametrize("mode", ["server", "client"])

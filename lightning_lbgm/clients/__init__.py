@@ -2,8 +2,9 @@
 
 from lightning_lbgm.clients.base import ClientTrainer, ClientUpdate, LocalResult, RoundStart
 from lightning_lbgm.clients.direct_step import direct_backward, direct_step
+from lightning_lbgm.clients.local import LocalLoop
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
-from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
+from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vectorized import VectorizedTrainer, Wary
 from lightning_lbgm.clients.vmap.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, has_backward_hooks
@@ -18,8 +19,8 @@ __all__ = [
     "ClientTrainer",
     "ClientUpdate",
     "ComesOutDifferent",
+    "LocalLoop",
     "LocalResult",
-    "LocalTrainer",
     "OptimizerStart",
     "RoundStart",
     "SequentialTrainer",

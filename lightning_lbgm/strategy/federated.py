@@ -29,8 +29,8 @@ from lightning_lbgm._compat.lightning import (
     watch_optimizer_step,
 )
 from lightning_lbgm.callbacks.communication import LBGMCallback
+from lightning_lbgm.clients.local import LocalLoop
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
-from lightning_lbgm.clients.sequential import LocalTrainer
 from lightning_lbgm.compression.chain import as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
@@ -405,8 +405,8 @@ class LBGMFederated(ProcessesStrategy):
         step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
         capture = LogCapture(LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with captured_log(module, capture), noted_extra_outputs() as extra:
-            local_trainer = LocalTrainer(optimizer, step, capture, self._start_of(optimizer))
-            clients = self.execution.client_trainer(trainer, module, federation, local_trainer, takes_index, transfer)
+            local_loop = LocalLoop(optimizer, step, capture, self._start_of(optimizer))
+            clients = self.execution.client_trainer(trainer, module, federation, local_loop, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._on_client_end, self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.
         capture.flush(module.log, **({"sync_dist": False} if self.world.size > 1 else {}))

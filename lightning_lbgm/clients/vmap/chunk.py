@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_lbgm.clients.base import ClientUpdate, LocalResult, TurnBuffers
+from lightning_lbgm.clients.local import copy_hyperparameter
 from lightning_lbgm.clients.log import ChunkLog
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
-from lightning_lbgm.clients.sequential import copy_hyperparameter
 from lightning_lbgm.clients.vmap.batching import SplitBatch
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, no_metric_updates
 from lightning_lbgm.clients.vmap.step_module import StepModule

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_lbgm.clients.base import LocalResult
 from lightning_lbgm.clients.log import RoundLog
+from lightning_lbgm.clients.objective_turn import ObjectiveTurn
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.data.feed import LocalBatch
 
@@ -29,14 +30,21 @@ class LocalLoop:
         step: Makes one local step.
         capture: Told the size of each batch.
         start: The optimizer's starting state. None: it is as good as new now.
+        objective: Applies the local objective in ``step``, if there is one.
     """
 
     def __init__(
-        self, optimizer: Optimizer, step: LocalStep, capture: RoundLog, start: OptimizerStart | None = None
+        self,
+        optimizer: Optimizer,
+        step: LocalStep,
+        capture: RoundLog,
+        start: OptimizerStart | None = None,
+        objective: ObjectiveTurn | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.capture = capture
         self.start = start or OptimizerStart(optimizer)
+        self.objective = objective
         self.step_index = 0  # of the client at hand
         self._step = step
         self._hyperparameters = [

@@ -124,6 +124,7 @@ class Execution:
             transfer,
             trainer.gradient_clip_val,
             "value" if trainer.gradient_clip_algorithm == "value" else "norm",
+            None if local_loop.objective is None else local_loop.objective.objective,
         )
         chunk_size = self.chunk_size or _default_chunk_size(flat)
         wary = Wary(

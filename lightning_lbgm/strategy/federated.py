@@ -30,11 +30,13 @@ from lightning_lbgm._compat.lightning import (
 )
 from lightning_lbgm.callbacks.communication import LBGMCallback
 from lightning_lbgm.clients.local import LocalLoop
+from lightning_lbgm.clients.objective_turn import ObjectiveTurn
+from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.compression.chain import as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
-from lightning_lbgm.core.describe import describe_callable, describe_optimizer
+from lightning_lbgm.core.describe import describe, describe_callable, describe_optimizer
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.collection import TrainLoaders
@@ -113,6 +115,7 @@ class LBGMFederated(ProcessesStrategy):
             faster (small modules without convolutions or dropout on a CPU, all on a GPU) and was seen to come to the
             same: some clients are trained alone too and compared.
         vectorized_chunk: Most clients in a chunk. None: 20 on a CPU, as many as 4 GiB of parameters allow on a GPU.
+        objective: What clients minimise besides the module's loss, such as ``FedProx(mu=0.1)``. None: nothing.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -146,6 +149,7 @@ class LBGMFederated(ProcessesStrategy):
         seed: int | None = None,
         execution: ExecutionMode = "auto",
         vectorized_chunk: int | None = None,
+        objective: LocalObjective | None = None,
     ) -> None:
         super().__init__()
         check_settings(
@@ -160,6 +164,7 @@ class LBGMFederated(ProcessesStrategy):
             seed=seed,
             execution=execution,
             vectorized_chunk=vectorized_chunk,
+            objective=objective,
         )
         self.num_clients = num_clients
         self.partitioner = partitioner or IIDPartitioner()
@@ -176,6 +181,7 @@ class LBGMFederated(ProcessesStrategy):
         self.rounds_per_epoch = rounds_per_epoch
         self.seed = seed
         self.execution = Execution(execution, vectorized_chunk)
+        self.objective = objective
         self.last_report: RoundReport | None = None
         self.measure_errors = False  # set by a callback's `setup`, for the fit that it belongs to
         self._federation: Federation | None = None
@@ -232,6 +238,8 @@ class LBGMFederated(ProcessesStrategy):
             "execution": self.execution.mode,
             "vectorized_chunk": self.execution.chunk_size,
         }
+        if self.objective is not None:
+            resolved["objective"] = describe(self.objective)
         if self._federation is not None:
             resolved["num_parameters"] = self._federation.flat.num_parameters
         return resolved
@@ -402,10 +410,11 @@ class LBGMFederated(ProcessesStrategy):
             self._warned_of_zero_rate = True
             warn_of_zero_rate(round_.index)
         transfer = batch_transfer(trainer, module, super().batch_to_device)
-        step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
+        objective = None if self.objective is None else ObjectiveTurn(self.objective, federation.flat.parameters)
+        step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward, objective)
         capture = LogCapture(LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with captured_log(module, capture), noted_extra_outputs() as extra:
-            local_loop = LocalLoop(optimizer, step, capture, self._start_of(optimizer))
+            local_loop = LocalLoop(optimizer, step, capture, self._start_of(optimizer), objective)
             clients = self.execution.client_trainer(trainer, module, federation, local_loop, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._on_client_end, self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.

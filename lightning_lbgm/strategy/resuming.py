@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_lbgm.data.feed import Feed
 from lightning_lbgm.simulation import checkpoint as snapshot
 from lightning_lbgm.simulation.federation import Federation
-from lightning_lbgm.strategy.identity import is_same
+from lightning_lbgm.strategy.identity import identify, is_same
 from lightning_lbgm.strategy.settings import identify_federation
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def identify_run(
 
     Call it before the first round: stages and optimizers are described as they were made.
     """
-    return identify_federation(
+    identity = identify_federation(
         num_clients=feed.num_clients,
         partitioner=strategy.split,
         partition=feed.fingerprint(),
@@ -39,6 +39,9 @@ def identify_run(
         num_parameters=federation.flat.num_parameters,
         version=version,
     )
+    if strategy.objective is not None:  # no mark otherwise, as in the checkpoints of earlier versions
+        identity["objective"] = identify(strategy.objective)
+    return identity
 
 
 def resume(strategy: LBGMFederated, federation: Federation, feed: Feed, restored: dict[str, Any]) -> None:
@@ -72,7 +75,8 @@ def check_same_federation(restored: dict[str, Any], current: dict[str, Any]) -> 
         current: This federation's.
     """
     remedy = "or start anew from its weights with `load_from_checkpoint`."
-    for name, value in current.items():
+    gone = {"objective": None} if "objective" in restored else {}  # what clients keep for one would be lost
+    for name, value in {**gone, **current}.items():
         if name in ("partition", "server_lr") or name not in restored or is_same(restored[name], value):
             continue
         before, now = (each if isinstance(each, str) else show(each) for each in (restored[name], value))

@@ -10,8 +10,10 @@ from typing import Any, TypeVar, cast
 
 from torch.optim import Optimizer
 
+from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.compression.chain import Chain, as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
+from lightning_lbgm.core.validation import class_hint
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
 from lightning_lbgm.strategy.identity import identify, identify_optimizer
 
@@ -35,6 +37,7 @@ _HINTS = {
         "`server_optimizer=functools.partial(torch.optim.SGD, lr=...)` for the server,"
         " or the module's `configure_optimizers` for the clients",
     ),
+    **dict.fromkeys(("mu", "proximal_mu", "prox_mu"), "`objective=FedProx(mu=...)`"),
     **dict.fromkeys(("batch_size", "num_workers", "shuffle"), "the training `DataLoader(...)`"),
     **dict.fromkeys(("rounds", "num_rounds", "max_rounds"), "`Trainer(max_epochs=...)`, which counts rounds"),
     **dict.fromkeys(("accelerator", "devices", "num_nodes", "precision"), "`Trainer(...)`"),
@@ -94,6 +97,7 @@ def check_settings(
     seed: Any,
     execution: Any,
     vectorized_chunk: Any,
+    objective: Any,
 ) -> None:
     """Check the arguments of ``LBGMFederated`` that do not check themselves.
 
@@ -137,6 +141,11 @@ def check_settings(
         _check_positive("vectorized_chunk", vectorized_chunk)
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise TypeError(f"`seed` must be an int or None; got {seed!r}.")
+    if objective is not None and not isinstance(objective, LocalObjective):
+        raise TypeError(
+            f"`objective` must be a `LocalObjective` such as `FedProx(mu=0.1)`, or None; got {objective!r}."
+            f"{class_hint(objective, LocalObjective)}"
+        )
 
 
 def _check_positive(name: str, value: Any) -> None:

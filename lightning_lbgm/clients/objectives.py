@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_lbgm.core.describe import describe
 
 __all__ = ["FedProx", "LocalObjective", "ObjectiveState"]
 
@@ -78,6 +81,11 @@ class LocalObjective(ABC):
             num_steps: Local steps made.
         """
 
+    def __repr__(self) -> str:
+        """Show the constructor call, as far as arguments are attributes."""
+        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={describe(getattr(self, name))}' for name in names)})"
+
 
 class FedProx(LocalObjective):
     """The proximal term ``mu / 2 * ||w - w_global||^2`` of FedProx, which keeps clients near the global model.
@@ -110,7 +118,3 @@ class FedProx(LocalObjective):
         """Add ``mu * (w - w_global)``."""
         # The difference first: it is exactly zero where a parameter has not moved, and Adam would blow up its rounding.
         torch._foreach_add_(gradients, torch._foreach_sub(parameters, start), alpha=self.mu)
-
-    def __repr__(self) -> str:
-        """Show the constructor call."""
-        return f"FedProx(mu={self.mu!r})"

@@ -65,8 +65,8 @@ class LocalObjective(ABC):
                 Each of shape ``(*shape)``, or ``(C, *shape)`` for a chunk.
             parameters: The local parameters, in the same shapes. Not to be changed.
             start: The global parameters that the clients started from, each of shape ``(*shape)``. Not to be changed.
-            state: What the client keeps, changed in place. For a chunk the clients' tensors are stacked, numbers and
-                strings are the same for all of its clients.
+            state: What the client keeps, changed in place. Of a chunk the tensors are stacked; clients whose numbers or
+                strings differ are not in one chunk, so a count is better kept as a tensor.
         """
 
     def end_turn(  # noqa: B027 (most objectives have nothing to do here)

@@ -105,7 +105,8 @@ class Execution:
         if obstacle is not None:
             self._give_up(obstacle)
             return sequential
-        structure = structure_of(module, optimizer)
+        objective = None if local_loop.objective is None else local_loop.objective.objective
+        structure = (*structure_of(module, optimizer), id(objective))
         if self._chunks is None or structure != self._structure:
             self._chunks = ChunkTrainer(module, flat, federation.buffers, self._update)
             self._structure, self._proved_at, self._interval = structure, None, 1
@@ -124,7 +125,7 @@ class Execution:
             transfer,
             trainer.gradient_clip_val,
             "value" if trainer.gradient_clip_algorithm == "value" else "norm",
-            None if local_loop.objective is None else local_loop.objective.objective,
+            objective,
         )
         chunk_size = self.chunk_size or _default_chunk_size(flat)
         wary = Wary(

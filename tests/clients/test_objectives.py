@@ -325,6 +325,13 @@ class Variate(LocalObjective):
         state["rounds"] += 1
 
 
+class Counted(Variate):
+    """The same with the count as a tensor, so that clients with different counts are trained at once."""
+
+    def init(self, start):
+        return {**super().init(start), "rounds": torch.zeros(())}
+
+
 def variates_by_hand(cohorts):
     """Train by hand with one variate a client; return the global parameters and the variates."""
     module = Module()
@@ -400,7 +407,7 @@ def assert_same_states(one, two):
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_resuming_goes_on_with_the_states_to_the_bit(tmp_path, execution, store):
     where = "memory" if store == "memory" else str(tmp_path / "store")
-    settings = {"execution": execution, "objective": Variate(), "clients_per_round": 3}
+    settings = {"execution": execution, "objective": Counted(), "clients_per_round": 3}
     whole, module = checkpointed(tmp_path / "whole", **{k: v for k, v in settings.items() if k != "clients_per_round"})
     trainer, resumed = train(
         tmp_path / "rest",

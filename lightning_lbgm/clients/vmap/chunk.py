@@ -17,7 +17,6 @@ from lightning_lbgm.clients.objective_turn import (
     ObjectiveTurn,
     check_stacked,
     stack_states,
-    start_tensors,
     state_at,
 )
 from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState
@@ -153,7 +152,8 @@ class ChunkTrainer:
             optimizer = self._make_optimizer(step, params)
             objective = None if step.objective is None else ObjectiveTurn(step.objective, params)
             if objective is not None:
-                objective.begin(start_tensors(self._flat, server_params), stack_states(states))
+                # Copies in the memory layout of the stacked parameters: others would be transposed at every step.
+                objective.begin([stacked[0].detach().clone() for stacked in params], stack_states(states))
             result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
             self._call.argument_names = argument_names
             for index, batch in enumerate(batches):

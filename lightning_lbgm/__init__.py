@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_lbgm.callbacks.communication import LBGMCallback
     from lightning_lbgm.callbacks.convergence import ConvergenceMonitor
     from lightning_lbgm.callbacks.gradient_space import GradientSpaceCallback
+    from lightning_lbgm.clients import FedProx
     from lightning_lbgm.compression import (
         ATOMO,
         DIANA,
@@ -41,6 +42,7 @@ __all__ = [
     "CoordinateMedian",
     "DirichletPartitioner",
     "ErrorFeedback",
+    "FedProx",
     "FederatedCallback",
     "GradientSpaceCallback",
     "IIDPartitioner",
@@ -63,6 +65,7 @@ __all__ = [
 # Names are resolved when they are asked for (PEP 562), so that the rooms without Lightning can be imported without it.
 _ROOMS = {
     "ConvergenceMonitor": "callbacks.convergence",
+    "FedProx": "clients",
     "FederatedCallback": "callbacks.base",
     "GradientSpaceCallback": "callbacks.gradient_space",
     "LBGMCallback": "callbacks.communication",

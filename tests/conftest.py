@@ -36,7 +36,13 @@ def pytest_pyfunc_call(pyfuncitem) -> None:
 
 
 # Scripts that tests start as processes of their own.
-collect_ignore = ["engine_script.py", "processes_death.py", "processes_script.py", "twin_script.py"]
+collect_ignore = [
+    "engine_script.py",
+    "objective_script.py",
+    "processes_death.py",
+    "processes_script.py",
+    "twin_script.py",
+]
 
 
 class TinyModule(pl.LightningModule):

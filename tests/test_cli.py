@@ -58,6 +58,7 @@ def test_a_config_with_nested_objects_trains(tmp_path):
                 },
                 {"class_path": "lightning_lbgm.LookBack", "init_args": {"threshold": 0.3, "granularity": "layer"}},
             ],
+            "objective": {"class_path": "lightning_lbgm.FedProx", "init_args": {"mu": 0.1}},
             "clients_per_round": 0.6,
             "local_steps": 2,
             "server_optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}},
@@ -72,6 +73,7 @@ def test_a_config_with_nested_objects_trains(tmp_path):
     assert isinstance(look_back, LookBack)
     assert (look_back.threshold, look_back.granularity, trained.cohort_size) == (0.3, "layer", 3)
     assert isinstance(trained._federation.server.optimizer, torch.optim.Adam)
+    assert trained.objective.mu == 0.1
     assert trained.round_index == 2
 
 

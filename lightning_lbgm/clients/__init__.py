@@ -2,8 +2,11 @@
 
 from lightning_lbgm.clients.base import ClientTrainer, ClientUpdate, LocalResult, RoundStart
 from lightning_lbgm.clients.direct_step import direct_backward, direct_step
+from lightning_lbgm.clients.local import LocalLoop
+from lightning_lbgm.clients.objective_turn import ObjectiveTurn
+from lightning_lbgm.clients.objectives import FedProx, LocalObjective
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
-from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
+from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vectorized import VectorizedTrainer, Wary
 from lightning_lbgm.clients.vmap.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, has_backward_hooks
@@ -18,8 +21,11 @@ __all__ = [
     "ClientTrainer",
     "ClientUpdate",
     "ComesOutDifferent",
+    "FedProx",
+    "LocalLoop",
+    "LocalObjective",
     "LocalResult",
-    "LocalTrainer",
+    "ObjectiveTurn",
     "OptimizerStart",
     "RoundStart",
     "SequentialTrainer",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.clients.log import RoundLog
+from lightning_lbgm.clients.objectives import ObjectiveState
 from lightning_lbgm.data.rounds import Round
 
 __all__ = ["ClientTrainer", "ClientUpdate", "LocalResult", "RoundStart", "TurnBuffers"]
@@ -57,12 +58,14 @@ class ClientUpdate:
         local: What its training amounts to.
         update: ``g_k = theta - theta_k``, shape ``(M,)``.
         buffers: The float buffers that its training changed, by name.
+        objective: The state of its local objective after the turn, a copy; None if there is none.
     """
 
     client_id: int
     local: LocalResult
     update: Tensor
     buffers: dict[str, Tensor]
+    objective: ObjectiveState | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,13 @@ class RoundStart:
         server_params: Global parameters theta, shape ``(M,)``.
         seed: The run's seed.
         own_buffers: Returns the buffers that a client has kept for itself, or None.
+        objective_state: Returns the state of a client's local objective, not to be changed, or None.
     """
 
     server_params: Tensor
     seed: int
     own_buffers: Callable[[int], dict[str, Tensor] | None]
+    objective_state: Callable[[int], ObjectiveState | None] = lambda client_id: None
 
 
 class TurnBuffers(Protocol):

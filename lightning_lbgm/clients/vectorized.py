@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_lbgm.clients.base import ClientUpdate, RoundStart
+from lightning_lbgm.clients.objective_turn import kind_of, start_tensors, state_of
+from lightning_lbgm.clients.objectives import ObjectiveState
 from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vmap.batching import shapes_of, stack
 from lightning_lbgm.clients.vmap.chunk import ChunkResult, ChunkStep, ChunkTrainer
@@ -48,7 +50,8 @@ class Wary:
 class VectorizedTrainer:
     """Train a round's clients in chunks; a chunk's parameters, gradients and batches are in memory at a time.
 
-    Consecutive clients of the cohort whose local batches agree in number and shapes form a chunk; one that is alone
+    Consecutive clients of the cohort whose local batches agree in number and shapes, and whose local objectives' states
+    agree in theirs, form a chunk; one that is alone
     is trained as ``SequentialTrainer`` would. Updates come in the order of the cohort, and differ from those of the
     sequential trainer by rounding alone, except where the step draws random numbers: those of a chunk are drawn
     together, from a seed that is a pure function of the run's seed, the round and the chunk's clients.
@@ -83,7 +86,7 @@ class VectorizedTrainer:
                     yield self._sequential.train_client(round_.index, client_id, batches, start)
                     continue
                 drawn = list(batches)
-                new_shapes = self._shapes_of(drawn)
+                new_shapes = self._shapes_of(client_id, drawn, start)
                 if chunk and (new_shapes != shapes or len(chunk) == self._chunk_size):
                     yield from self._train(round_.index, chunk, start)
                     chunk = []
@@ -165,11 +168,18 @@ class VectorizedTrainer:
         own: list[dict[str, Tensor] | None] = [start.own_buffers(client_id) for client_id, _ in chunk]
         batches = (stack(step) for step in zip(*[drawn for _, drawn in chunk]))
         names = self.capture.argument_names
-        return self._chunks.train(self._step, batches, own, start.server_params, names, check, draw_alike)
+        states = [self._state_of(client_id, start) for client_id, _ in chunk]
+        return self._chunks.train(self._step, batches, own, start.server_params, names, check, draw_alike, states)
 
-    def _shapes_of(self, batches: list[LocalBatch]) -> tuple[object, ...] | None:
+    def _state_of(self, client_id: int, start: RoundStart) -> ObjectiveState:
+        objective, flat = self._step.objective, self._sequential.flat
+        if objective is None:
+            return {}
+        return state_of(objective, start_tensors(flat, start.server_params), start.objective_state(client_id))
+
+    def _shapes_of(self, client_id: int, batches: list[LocalBatch], start: RoundStart) -> tuple[object, ...] | None:
         try:
-            return shapes_of(batches)
+            return (*shapes_of(batches), kind_of(self._state_of(client_id, start)))
         except CannotVectorize as error:
             self._fall_back(error)
             return None

@@ -7,7 +7,14 @@ from typing import Any
 
 __all__ = ["check_count", "check_fraction", "class_hint"]
 
-_EXAMPLES = {"fraction": "0.1", "rank": "2", "num_layers": "2", "correction": "TopK(0.02)", "stage": "TopK(0.02)"}
+_EXAMPLES = {
+    "fraction": "0.1",
+    "rank": "2",
+    "num_layers": "2",
+    "correction": "TopK(0.02)",
+    "stage": "TopK(0.02)",
+    "mu": "0.1",
+}
 
 
 def check_fraction(owner: str, name: str, value: Any) -> float:

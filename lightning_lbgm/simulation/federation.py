@@ -126,7 +126,7 @@ class Federation:
             self._forget(client_id)
         loss_sum = torch.zeros((), device=self.flat.device)
         loss_weight = 0
-        start = RoundStart(self.server.server_params, self.seed, self._own_buffers)
+        start = RoundStart(self.server.server_params, self.seed, self._own_buffers, self._objective_state)
         try:
             share = self._take_share(round_)
             with isolated_rng(self.flat.device):
@@ -281,6 +281,9 @@ class Federation:
             return None
         return self.clients.get(client_id, {}).get("buffers")
 
+    def _objective_state(self, client_id: int) -> dict[str, Any] | None:
+        return self.clients.get(client_id, {}).get("objective")
+
     @torch.no_grad()
     def _send(self, result: ClientUpdate, num_examples: int, weight: float) -> ClientReport:
         client_id, local = result.client_id, result.local
@@ -299,6 +302,8 @@ class Federation:
             if self.buffers.mode == "client":
                 state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
                 buffers = {}
+            if result.objective is not None:
+                state["objective"] = result.objective
             context = Context(self.round_index, self.shared, self.seed, (client_id,))
             received = self.channel.send(client_id, update, buffers, context, state["uplink"])
             if received is not None:

@@ -21,7 +21,8 @@ from lightning_lbgm._compat.lightning import (
     overridden_step_hooks,
 )
 from lightning_lbgm.clients.base import ClientTrainer
-from lightning_lbgm.clients.sequential import LocalTrainer, SequentialTrainer
+from lightning_lbgm.clients.local import LocalLoop
+from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vectorized import VectorizedTrainer, Wary
 from lightning_lbgm.clients.vmap.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, has_backward_hooks
@@ -74,7 +75,7 @@ class Execution:
         trainer: pl.Trainer,
         module: pl.LightningModule,
         federation: Federation,
-        local_trainer: LocalTrainer,
+        local_loop: LocalLoop,
         takes_index: bool,
         transfer: Callable[[Any], Any] | None,
     ) -> ClientTrainer:
@@ -84,18 +85,18 @@ class Execution:
             trainer: The trainer.
             module: The module.
             federation: The federation.
-            local_trainer: Makes local steps one after the other, with the round's optimizer.
+            local_loop: Makes local steps one after the other, with the round's optimizer.
             takes_index: Whether ``training_step`` takes a ``batch_idx``.
             transfer: Applied to each batch, where given.
 
         Raises:
             MisconfigurationException: If ``mode="vectorized"`` is not possible.
         """
-        flat, optimizer = federation.flat, local_trainer.optimizer
+        flat, optimizer = federation.flat, local_loop.optimizer
         if self._flat is not flat:
             self._flat, self._update, self._chunks, self._obstacle = flat, flat.empty(), None, None
             self._announced = False
-        sequential = SequentialTrainer(local_trainer, flat, federation.buffers, self._update)
+        sequential = SequentialTrainer(local_loop, flat, federation.buffers, self._update)
         if self.mode == "sequential" or self._obstacle is not None:
             return sequential
         if self.mode == "auto" and not _pays(module, flat):
@@ -104,7 +105,8 @@ class Execution:
         if obstacle is not None:
             self._give_up(obstacle)
             return sequential
-        structure = structure_of(module, optimizer)
+        objective = None if local_loop.objective is None else local_loop.objective.objective
+        structure = (*structure_of(module, optimizer), id(objective))
         if self._chunks is None or structure != self._structure:
             self._chunks = ChunkTrainer(module, flat, federation.buffers, self._update)
             self._structure, self._proved_at, self._interval = structure, None, 1
@@ -119,10 +121,11 @@ class Execution:
         step = ChunkStep(
             loss,
             optimizer,
-            local_trainer.start,
+            local_loop.start,
             transfer,
             trainer.gradient_clip_val,
             "value" if trainer.gradient_clip_algorithm == "value" else "norm",
+            objective,
         )
         chunk_size = self.chunk_size or _default_chunk_size(flat)
         wary = Wary(

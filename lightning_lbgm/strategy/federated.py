@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_lbgm._compat.registration import STRATEGY_NAMES
+from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.compression.chain import as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
@@ -64,6 +65,7 @@ class LBGMFederated(RoundsStrategy):
         vectorized_chunk: Most clients in a chunk. None: 20 on a CPU, as many as 4 GiB of parameters allow on a GPU.
         aggregation: How the server makes one update of the cohort's. None: ``WeightedMean()``, which is FedAvg's;
             ``CoordinateMedian()``: robust against a minority of wrong ones.
+        objective: What clients minimise besides the module's loss, such as ``FedProx(mu=0.1)``. None: nothing.
         client_store: Where clients' states are kept: ``"memory"``, or a directory, for more clients than memory holds.
             Each client's whole state lies there then, in a sub-folder of the run that goes with it, and only the client
             at hand is in memory. Results are the same bit for bit.
@@ -103,6 +105,7 @@ class LBGMFederated(RoundsStrategy):
         execution: ExecutionMode = "auto",
         vectorized_chunk: int | None = None,
         aggregation: Aggregator | None = None,
+        objective: LocalObjective | None = None,
         client_store: str = "memory",
         client_capacity: int | None = None,
     ) -> None:
@@ -122,6 +125,7 @@ class LBGMFederated(RoundsStrategy):
             execution=execution,
             vectorized_chunk=vectorized_chunk,
             aggregation=aggregation,
+            objective=objective,
             client_store=client_store,
             client_capacity=client_capacity,
         )

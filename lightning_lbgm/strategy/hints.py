@@ -14,6 +14,7 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 _LOOK_BACK = ("threshold", "granularity", "rank", "max_age", "rowwise", "store", "dtype", "capacity")
 _HINTS = {
+    **dict.fromkeys(("mu", "proximal_mu", "prox_mu"), "`objective=FedProx(mu=...)`"),
     **{name: f"`uplink=[LookBack({name}=...)]`" for name in _LOOK_BACK},
     **dict.fromkeys(("delta", "error_tol"), "`uplink=[LookBack(threshold=...)]`"),
     **dict.fromkeys(("fraction", "k", "topk", "top_k", "sparsity"), "`uplink=[TopK(fraction=...), LookBack()]`"),

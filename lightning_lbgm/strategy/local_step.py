@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lbgm._compat.lightning import call_callback_hooks, has_plain_precision, overridden_step_hooks
 from lightning_lbgm.clients.direct_step import direct_backward, direct_step
+from lightning_lbgm.clients.objective_turn import ObjectiveTurn
 from lightning_lbgm.strategy.local_outputs import note_extra_outputs
 
 __all__ = ["local_step", "loss_of"]
@@ -24,6 +26,7 @@ def local_step(
     takes_index: bool,
     transfer: Callable[[Any], Any] | None,
     backward: Callable[[Tensor, Optimizer], Tensor],
+    objective: ObjectiveTurn | None = None,
 ) -> Callable[[Any, int], Tensor | None]:
     """Return a function that makes one local optimizer step as Lightning's automatic optimization would, for a round.
 
@@ -34,7 +37,13 @@ def local_step(
         takes_index: Whether ``training_step`` takes a ``batch_idx``; it gets the index of the local step.
         transfer: Applied to each batch, where given.
         backward: The strategy's own backward, with the precision plugin's scaling and the hooks around it.
+        objective: Corrects the gradients after each backward pass, before ``on_before_optimizer_step`` and clipping.
+
+    Raises:
+        MisconfigurationException: If the optimizer compares losses, which do not have the objective's term.
     """
+    if objective is not None:
+        _refuse_line_search(optimizer)
     precision = trainer.precision_plugin
     hooked = bool(overridden_step_hooks(trainer, module))
     training_step = module.training_step if takes_index else lambda batch, index: module.training_step(batch)
@@ -58,6 +67,8 @@ def local_step(
                 parameter.grad = None
             if loss is not None:
                 direct_backward(loss)
+                if objective is not None:
+                    objective.correct()
             if clip_value:
                 module.configure_gradient_clipping(optimizer, clip_value, algorithm)
             return loss
@@ -83,12 +94,30 @@ def local_step(
             module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
             if loss is not None:
                 backward(loss, optimizer)
+                if objective is not None:
+                    objective.correct(_loss_scale(precision))
             return loss
 
         precision.optimizer_step(optimizer, model=module, closure=closure)
         return losses[0]
 
     return plain_step if not hooked and has_plain_precision(trainer) else full_step
+
+
+def _loss_scale(precision: Precision) -> float | None:
+    """Return what a precision plugin has multiplied the gradients by until the optimizer's step, or None."""
+    scaler = getattr(precision, "scaler", None)
+    return None if scaler is None else float(scaler.get_scale())
+
+
+def _refuse_line_search(optimizer: Optimizer) -> None:
+    searches = [group["line_search_fn"] for group in optimizer.param_groups if group.get("line_search_fn")]
+    if searches:
+        raise MisconfigurationException(
+            f"`{type(optimizer).__name__}(line_search_fn={searches[0]!r})` compares losses, and those of"
+            " `training_step` do not have the term that `LBGMFederated(objective=...)` adds to the gradients. Use"
+            " `line_search_fn=None`, or another optimizer."
+        )
 
 
 def loss_of(output: Any) -> Tensor | None:

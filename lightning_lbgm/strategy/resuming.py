@@ -47,7 +47,8 @@ def _check_same(restored: dict[str, Any], current: dict[str, Any]) -> None:
         current: This federation's.
     """
     remedy = "or start anew from its weights with `load_from_checkpoint`."
-    for name, value in current.items():
+    gone = {"objective": None} if "objective" in restored else {}  # what clients keep for one would be lost
+    for name, value in {**gone, **current}.items():
         if name in ("partition", "server_lr") or name not in restored or is_same(restored[name], value):
             continue
         before, now = (each if isinstance(each, str) else show(each) for each in (restored[name], value))

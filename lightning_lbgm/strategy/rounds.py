@@ -26,7 +26,8 @@ from lightning_lbgm._compat.lightning import (
 )
 from lightning_lbgm.callbacks.base import FederatedCallback
 from lightning_lbgm.callbacks.communication import LBGMCallback
-from lightning_lbgm.clients.sequential import LocalTrainer
+from lightning_lbgm.clients.local import LocalLoop
+from lightning_lbgm.clients.objective_turn import ObjectiveTurn
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.collection import TrainLoaders
 from lightning_lbgm.data.rounds import Round, RoundLoader
@@ -192,11 +193,13 @@ class RoundsStrategy(CheckpointingStrategy):
             session.warned_of_zero_rate = True
             warn_of_zero_rate(round_.index)
         transfer = batch_transfer(trainer, module, super().batch_to_device)
-        step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward)
+        wanted = session.settings.objective
+        objective = None if wanted is None else ObjectiveTurn(wanted, federation.flat.parameters)
+        step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward, objective)
         capture = LogCapture(LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with captured_log(module, capture), noted_extra_outputs() as extra:
-            local_trainer = LocalTrainer(optimizer, step, capture, session.start_of(optimizer))
-            clients = self.execution.client_trainer(trainer, module, federation, local_trainer, takes_index, transfer)
+            local_loop = LocalLoop(optimizer, step, capture, session.start_of(optimizer), objective)
+            clients = self.execution.client_trainer(trainer, module, federation, local_loop, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._client_observer(), self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.
         capture.flush(module.log, **({"sync_dist": False} if self.world.size > 1 else {}))

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.compression.chain import Chain, as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
-from lightning_lbgm.core.describe import describe_callable, describe_optimizer
+from lightning_lbgm.core.describe import describe, describe_callable, describe_optimizer
 from lightning_lbgm.core.validation import class_hint
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.feed import Feed
@@ -46,6 +47,7 @@ class Settings:
     execution: Literal["sequential", "vectorized", "auto"]
     vectorized_chunk: int | None
     aggregation: Aggregator | None
+    objective: LocalObjective | None
     client_store: str
     client_capacity: int | None
 
@@ -101,6 +103,8 @@ class Settings:
         }
         if self.aggregation is not None:
             described["aggregation"] = repr(self.aggregation)
+        if self.objective is not None:
+            described["objective"] = describe(self.objective)
         if self.client_store != "memory":
             described["client_store"] = self.client_store
         if self.client_capacity is not None:
@@ -134,6 +138,8 @@ class Settings:
         if version == 0:
             reprs = {"partitioner": repr(partitioner), "uplink": repr(self.uplink.without_store())}
             return {**identity, **reprs, "server_optimizer": type(optimizer).__name__, "partition": feed.fingerprint()}
+        if self.objective is not None:  # no mark otherwise, as in the checkpoints of earlier versions
+            identity["objective"] = identify(self.objective)
         return {
             **identity,
             "partitioner": identify(partitioner),
@@ -208,6 +214,11 @@ def _check_server(settings: Settings) -> None:
         raise TypeError(
             f"`aggregation` must be an `Aggregator` such as `WeightedMean()`; got {aggregation!r}."
             f"{class_hint(aggregation, Aggregator)}"
+        )
+    if settings.objective is not None and not isinstance(settings.objective, LocalObjective):
+        raise TypeError(
+            f"`objective` must be a `LocalObjective` such as `FedProx(mu=0.1)`, or None; got {settings.objective!r}."
+            f"{class_hint(settings.objective, LocalObjective)}"
         )
     _check_choice("weighting", settings.weighting, ("examples", "uniform"))
     _check_choice("buffers", settings.buffers, ("average", "server", "client"))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import objective_script
 import processes_script
 import pytest
 import torch
@@ -232,6 +233,27 @@ def test_a_rank_knows_its_place_and_takes_one_thread(runs):
     assert (single["rank"], first["rank"], second["rank"]) == ((0, 1, True), (0, 2, True), (1, 2, False))
     assert first["threads"] == second["threads"] == 1
     assert first["logged"] == second["logged"] == single["logged"]
+
+
+@pytest.mark.slow
+def test_a_local_objectives_state_moves_with_its_client(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    objective_script.main(1, one)
+    done = launch(HERE / "objective_script.py", 2, two)
+    assert done.returncode == 0, done.stderr[-3000:]
+    single, first, second = (torch.load(p, weights_only=True) for p in (one / "rank0.pt", *sorted(two.glob("*.pt"))))
+    homes = [{seen.get(client) for seen in first["homes"]} - {None} for client in range(5)]
+    assert {0, 1} in homes  # one had its turns on both ranks
+    assert not first["states"].keys() & second["states"].keys()
+    together = {**first["states"], **second["states"]}
+    assert together.keys() == single["states"].keys()
+    for client, state in single["states"].items():
+        assert together[client]["rounds"] == state["rounds"]
+        torch.testing.assert_close(together[client]["control"], state["control"], rtol=0, atol=1e-5)
+    for rank in (first, second):
+        torch.testing.assert_close(rank["params"], single["params"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

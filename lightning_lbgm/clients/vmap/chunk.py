@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_lbgm.clients.base import ClientUpdate, LocalResult, TurnBuffers
+from lightning_lbgm.clients.local import copy_hyperparameter
 from lightning_lbgm.clients.log import ChunkLog
+from lightning_lbgm.clients.objective_turn import (
+    ObjectiveTurn,
+    check_stacked,
+    stack_states,
+    state_at,
+)
+from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
-from lightning_lbgm.clients.sequential import copy_hyperparameter
 from lightning_lbgm.clients.vmap.batching import SplitBatch
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, no_metric_updates
 from lightning_lbgm.clients.vmap.step_module import StepModule
@@ -50,6 +57,7 @@ class ChunkStep:
         transfer: Applied to a stacked batch, where given.
         clip_value: Bound of the gradients of a client, where given.
         clip_algorithm: Whether their joint L2 norm or each value is bounded.
+        objective: Corrects the gradients, where given.
     """
 
     loss: Callable[[Any, int], Tensor | None]
@@ -58,6 +66,7 @@ class ChunkStep:
     transfer: Callable[[Any], Any] | None = None
     clip_value: float | None = None
     clip_algorithm: Literal["norm", "value"] = "norm"
+    objective: LocalObjective | None = None
 
 
 @dataclass
@@ -69,12 +78,14 @@ class ChunkResult:
         params: The clients' parameters in the layout's order, each of shape ``(C, *shape)``.
         buffers: The clients' buffers by name, each of shape ``(C, ...)``.
         log: What they logged.
+        objective: The stacked state of their local objective after the turn; None if there is none.
     """
 
     params: list[Tensor]
     buffers: dict[str, Tensor]
     log: ChunkLog
     local: LocalResult = field(default_factory=LocalResult)
+    objective: ObjectiveState | None = None
 
 
 class ChunkTrainer:
@@ -119,6 +130,7 @@ class ChunkTrainer:
         argument_names: Sequence[str],
         check: bool = False,
         draw_alike: bool = False,
+        states: Sequence[ObjectiveState] = (),
     ) -> ChunkResult:
         """Train a chunk from the global parameters with a fresh optimizer.
 
@@ -130,6 +142,7 @@ class ChunkTrainer:
             argument_names: The arguments of ``self.log`` after name and value, in order.
             check: Whether to look for gradients that reach the module's own parameters.
             draw_alike: Whether all clients see the same random numbers, those that each would see alone.
+            states: For each client the state of its local objective, which is not changed; not used without one.
 
         Raises:
             CannotVectorize: If the step does what cannot be vmapped. Other errors of the step are raised as they come.
@@ -137,6 +150,10 @@ class ChunkTrainer:
         with no_metric_updates(self.module):
             params = self._load(server_params, len(own_buffers))
             optimizer = self._make_optimizer(step, params)
+            objective = None if step.objective is None else ObjectiveTurn(step.objective, params)
+            if objective is not None:
+                # Copies in the memory layout of the stacked parameters: others would be transposed at every step.
+                objective.begin([stacked[0].detach().clone() for stacked in params], stack_states(states))
             result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
             self._call.argument_names = argument_names
             for index, batch in enumerate(batches):
@@ -150,10 +167,15 @@ class ChunkTrainer:
                 result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
                 if losses:
                     self._differentiate(losses[0].sum(), params, check and index == 0)
+                    if objective is not None:
+                        objective.correct()
                     if step.clip_value:
                         _clip(params, step.clip_value, step.clip_algorithm)
                     optimizer.step()
                 result.local.add(losses[0] if losses else None, batch.size)
+            if objective is not None:
+                result.objective = objective.end(result.local.num_steps)
+                check_stacked(result.objective, len(own_buffers))
         return result
 
     @torch.no_grad()
@@ -166,7 +188,7 @@ class ChunkTrainer:
         loss_sum = None if result.local.loss_sum is None else result.local.loss_sum[position]
         local = replace(result.local, loss_sum=loss_sum)
         changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
-        return ClientUpdate(client_id, local, self._update, changed)
+        return ClientUpdate(client_id, local, self._update, changed, state_at(result.objective, position))
 
     def _functional(
         self, params: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]

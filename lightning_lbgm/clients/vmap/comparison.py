@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ class Turn:
         logged: What it logged, reduced, with its weight, by name.
         loss: Mean loss; NaN if there is none.
         counts: Steps and examples.
+        objective: What its local objective keeps, by the way to it.
     """
 
     update: Sequence[Tensor]
@@ -40,6 +41,7 @@ class Turn:
     logged: Mapping[str, tuple[Any, float]]
     loss: float
     counts: tuple[int, int]
+    objective: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_difference(
@@ -86,7 +88,21 @@ def find_difference(
         if told is not None:
             return f"the logged value {name!r} is {told}"
     told = _compare_numbers(at_once.loss, alone.loss, lambda: rounding().loss)
-    return None if told is None else f"the loss is {told}"
+    return _find_in_objective(at_once, alone, rounding) if told is None else f"the loss is {told}"
+
+
+def _find_in_objective(at_once: Turn, alone: Turn, nudged: Callable[[], Turn]) -> str | None:
+    one, two = at_once.objective, alone.objective
+    if one.keys() != two.keys():
+        return f"the local objective keeps {sorted(one)}, not {sorted(two)}"
+    for name, value in two.items():
+        if isinstance(value, Tensor) and isinstance(one[name], Tensor):
+            told = _compare(one[name], value, 0.0, partial(lambda n: nudged().objective.get(n), name))
+            if told is not None:
+                return f"the local objective's {name!r} differs by {told}"
+        elif type(one[name]) is not type(value) or one[name] != value:
+            return f"the local objective's {name!r} is {one[name]!r}, not {value!r}"
+    return None
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lightning_lbgm.clients.base import ClientUpdate, RoundStart
+from lightning_lbgm.clients.objective_turn import values_of
 from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vmap.chunk import ChunkResult, ChunkTrainer
 from lightning_lbgm.clients.vmap.comparison import Turn, find_difference, nudge
@@ -113,6 +114,7 @@ class Proof:
             logged=logged,
             loss=loss,
             counts=(local.num_steps, local.num_examples),
+            objective=dict(values_of(update.objective or {})),
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_lbgm.clients import LocalResult, LocalTrainer
+from lightning_lbgm.clients import LocalLoop, LocalResult
 from lightning_lbgm.data import LocalBatch
 from lightning_lbgm.strategy.log_capture import LogCapture
 
@@ -17,8 +17,8 @@ def make_optimizer(lr=0.1):
     return torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=lr)
 
 
-def make_trainer(step=do_nothing, optimizer=None, capture=None):
-    return LocalTrainer(optimizer or make_optimizer(), step, capture or LogCapture())
+def make_loop(step=do_nothing, optimizer=None, capture=None):
+    return LocalLoop(optimizer or make_optimizer(), step, capture or LogCapture())
 
 
 def losses_of(batch, index):
@@ -32,42 +32,42 @@ def test_each_batch_is_one_step_with_its_index_and_its_size_told_to_the_capture(
     def step(batch, index):
         seen.append((batch, index, capture.batch_size))
 
-    result = make_trainer(step, capture=capture).train([LocalBatch("a", 3), LocalBatch("b", 1)])
+    result = make_loop(step, capture=capture).train([LocalBatch("a", 3), LocalBatch("b", 1)])
     assert seen == [("a", 0, 3), ("b", 1, 1)]
     assert result.num_steps == 2
 
 
 def test_the_index_starts_again_for_each_client():
     indices = []
-    trainer = make_trainer(lambda batch, index: indices.append(index))
-    trainer.train([LocalBatch(None, 1)] * 2)
-    trainer.train([LocalBatch(None, 1)] * 3)
+    local_loop = make_loop(lambda batch, index: indices.append(index))
+    local_loop.train([LocalBatch(None, 1)] * 2)
+    local_loop.train([LocalBatch(None, 1)] * 3)
     assert indices == [0, 1, 0, 1, 2]
 
 
 def test_the_loss_is_weighted_by_batch_size():
-    result = make_trainer(losses_of).train([LocalBatch(1.0, 2), LocalBatch(4.0, 4), LocalBatch(-3.0, 1)])
+    result = make_loop(losses_of).train([LocalBatch(1.0, 2), LocalBatch(4.0, 4), LocalBatch(-3.0, 1)])
     assert result.num_steps == 3
     assert result.num_examples == 7
     assert result.loss_sum.item() == 15.0  # 2 * 1 + 4 * 4 - 3
 
 
 def test_a_step_without_a_loss_is_a_step_but_has_no_weight():
-    result = make_trainer(losses_of).train([LocalBatch(None, 50), LocalBatch(2.0, 3), LocalBatch(None, 50)])
+    result = make_loop(losses_of).train([LocalBatch(None, 50), LocalBatch(2.0, 3), LocalBatch(None, 50)])
     assert result.num_steps == 3
     assert result.num_examples == 3
     assert result.loss_sum.item() == 6.0
 
 
 def test_no_loss_at_all_is_none():
-    assert make_trainer(losses_of).train([LocalBatch(None, 5)]) == LocalResult(1, 0, None)
-    assert make_trainer(losses_of).train([]) == LocalResult(0, 0, None)
+    assert make_loop(losses_of).train([LocalBatch(None, 5)]) == LocalResult(1, 0, None)
+    assert make_loop(losses_of).train([]) == LocalResult(0, 0, None)
 
 
 def test_results_of_clients_are_apart():
-    trainer = make_trainer(losses_of)
-    first = trainer.train([LocalBatch(1.0, 2)])
-    second = trainer.train([LocalBatch(5.0, 1)])
+    local_loop = make_loop(losses_of)
+    first = local_loop.train([LocalBatch(1.0, 2)])
+    second = local_loop.train([LocalBatch(5.0, 1)])
     assert (first.loss_sum.item(), first.num_examples) == (2.0, 2)
     assert (second.loss_sum.item(), second.num_examples) == (5.0, 1)
 
@@ -79,7 +79,7 @@ def test_the_loss_sum_is_detached_and_the_losses_are_left_alone():
         losses.append(weight * batch)
         return losses[-1]
 
-    result = make_trainer(step).train([LocalBatch(2.0, 1), LocalBatch(3.0, 1)])
+    result = make_loop(step).train([LocalBatch(2.0, 1), LocalBatch(3.0, 1)])
     assert not result.loss_sum.requires_grad
     assert result.loss_sum.item() == 5.0
     assert [loss.item() for loss in losses] == [2.0, 3.0]
@@ -93,7 +93,7 @@ def test_batches_are_drawn_one_step_at_a_time():
             events.append(f"draw {k}")
             yield LocalBatch(k, 1)
 
-    make_trainer(lambda batch, index: events.append(f"step {batch}")).train(batches())
+    make_loop(lambda batch, index: events.append(f"step {batch}")).train(batches())
     assert events == ["draw 0", "step 0", "draw 1", "step 1"]
 
 
@@ -128,11 +128,11 @@ def test_a_client_trains_as_with_an_optimizer_of_its_own(make):
 
     shared = nn.Parameter(start.clone())
     optimizer = make([shared])
-    trainer = LocalTrainer(optimizer, loop(shared, optimizer, None), LogCapture())
+    local_loop = LocalLoop(optimizer, loop(shared, optimizer, None), LogCapture())
     for inputs, result in zip(data, expected):
         with torch.no_grad():
             shared.copy_(start)
-        trainer.train([LocalBatch(batch, 1) for batch in inputs])
+        local_loop.train([LocalBatch(batch, 1) for batch in inputs])
         assert torch.equal(shared, result)
 
 
@@ -144,10 +144,10 @@ def test_reset_leaves_no_state():
         parameter.grad = torch.ones(2)
         optimizer.step()
 
-    trainer = LocalTrainer(optimizer, step, LogCapture())
-    trainer.train([LocalBatch(None, 1)])
+    local_loop = LocalLoop(optimizer, step, LogCapture())
+    local_loop.train([LocalBatch(None, 1)])
     assert optimizer.state[parameter]["step"] == 1
-    trainer.reset_optimizer()
+    local_loop.reset_optimizer()
     assert len(optimizer.state) == 0
     assert optimizer.param_groups[0]["params"][0] is parameter
 
@@ -163,12 +163,12 @@ def test_hyperparameters_changed_within_a_client_are_restored_for_the_next():
             group["lr"] /= 2
             group["momentum"] = 0.0
 
-    trainer = make_trainer(step, optimizer)
+    local_loop = make_loop(step, optimizer)
     for _ in range(2):
-        trainer.train([LocalBatch(None, 1)] * 2)
+        local_loop.train([LocalBatch(None, 1)] * 2)
     one_client = [[(8.0, 0.9), (3.0, 0.9)], [(4.0, 0.0), (1.5, 0.0)]]
     assert seen == 2 * one_client
-    trainer.reset_optimizer()
+    local_loop.reset_optimizer()
     assert [group["lr"] for group in optimizer.param_groups] == [8.0, 3.0]
 
 
@@ -183,10 +183,10 @@ def test_a_schedule_over_rounds_stays_in_force():
         optimizer.step()
 
     for _ in range(3):
-        trainer = make_trainer(step, optimizer)  # a round
+        local_loop = make_loop(step, optimizer)  # a round
         for _ in range(2):
-            trainer.train([LocalBatch(None, 1)])
-        trainer.reset_optimizer()
+            local_loop.train([LocalBatch(None, 1)])
+        local_loop.reset_optimizer()
         schedule.step()
     assert seen == [16.0, 16.0, 8.0, 8.0, 4.0, 4.0]
     assert optimizer.param_groups[0]["lr"] == 2.0
@@ -196,8 +196,8 @@ def test_losses_in_half_precision_are_summed_in_float32():
     # In bfloat16 a sum of 600 x 32 stops growing long before 19200.
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    trainer = LocalTrainer(optimizer, lambda data, index: torch.ones((), dtype=torch.bfloat16), LogCapture())
-    result = trainer.train([LocalBatch(None, 32)] * 600)
+    local_loop = LocalLoop(optimizer, lambda data, index: torch.ones((), dtype=torch.bfloat16), LogCapture())
+    result = local_loop.train([LocalBatch(None, 32)] * 600)
     assert float(result.loss_sum) / result.num_examples == 1.0
 
 
@@ -208,8 +208,8 @@ def test_a_learning_rate_held_as_a_tensor_is_restored():
     def step(data, index):
         optimizer.param_groups[0]["lr"].mul_(0.5)
 
-    trainer = LocalTrainer(optimizer, step, LogCapture())
+    local_loop = LocalLoop(optimizer, step, LogCapture())
     for _ in range(2):
-        trainer.train([LocalBatch(None, 1)])
-    trainer.reset_optimizer()
+        local_loop.train([LocalBatch(None, 1)])
+    local_loop.reset_optimizer()
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)

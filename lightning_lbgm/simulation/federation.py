@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from lightning_lbgm.clients.base import ClientTrainer, ClientUpdate, RoundStart
 from lightning_lbgm.clients.log import RoundLog
 from lightning_lbgm.compression.chain import Chain
-from lightning_lbgm.compression.context import Context, RoundResult
+from lightning_lbgm.compression.context import Context
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.core.rng import isolated_rng
 from lightning_lbgm.data.rounds import Round
@@ -28,9 +27,9 @@ from lightning_lbgm.reports.reports import ClientReport, RoundReport
 from lightning_lbgm.server.buffers import Buffers
 from lightning_lbgm.server.compression_error import CompressionError
 from lightning_lbgm.server.server import Server
-from lightning_lbgm.simulation import checkpoint as snapshot
 from lightning_lbgm.simulation.client_store import open_client_states
-from lightning_lbgm.simulation.placement import deal
+from lightning_lbgm.simulation.placement import take_share
+from lightning_lbgm.simulation.round_parts import MeanLoss, client_weights, round_result
 from lightning_lbgm.simulation.undo import RoundUndo
 from lightning_lbgm.simulation.world import World
 
@@ -120,15 +119,14 @@ class Federation:
         self.server.begin_round(len(round_.cohort))
         self.buffers.begin_round()
         self._errors = CompressionError(self.server.server_params) if measure_errors else None
-        weights = self._weights(round_)
+        weights = client_weights(round_, self.weighting)
         examples = dict(zip(round_.cohort, round_.num_examples))
         for client_id in self.recency.begin(round_.cohort):
             self._forget(client_id)
-        loss_sum = torch.zeros((), device=self.flat.device)
-        loss_weight = 0
+        loss = MeanLoss(self.flat.device)
         start = RoundStart(self.server.server_params, self.seed, self._own_buffers, self._objective_state)
         try:
-            share = self._take_share(round_)
+            share = take_share(round_, self.placement, self.clients, self.world, self.flat.device)
             with isolated_rng(self.flat.device):
                 for update in trainer.run(share, start):
                     client_id = update.client_id
@@ -140,46 +138,26 @@ class Federation:
                         trainer.capture.reject()
                     else:
                         trainer.capture.accept()
-                        if update.local.loss_sum is not None:
-                            loss_sum = loss_sum + update.local.loss_sum
-                            loss_weight += update.local.num_examples
+                        loss.add(update.local)
                     if on_client_end is not None:
                         # Estimate the cohort's progress from this rank's share.
                         on_client_end(report, len(self._reports) * len(weights) // len(share.cohort), len(weights))
             if self.world.size > 1:
-                loss_sum, loss_weight = self._combine(trainer.capture, weights, loss_sum, loss_weight)
+                self._combine(trainer.capture, weights, loss)
         except BaseException:
             self.world.close()
             self.roll_back()
             raise
-        return loss_sum / loss_weight if loss_weight else loss_sum * math.nan
+        return loss.value()
 
-    def _weights(self, round_: Round) -> dict[int, float]:
-        """Return omega_k of the cohort."""
-        counts = round_.num_examples if self.weighting == "examples" else (1,) * len(round_.cohort)
-        total = sum(counts)
-        return {client_id: count / total for client_id, count in zip(round_.cohort, counts)}
-
-    def _take_share(self, round_: Round) -> Round:
-        """Return the round of the clients that are trained here, with their state brought here."""
-        if self.world.size == 1:
-            return round_
-        ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, self.placement, self.world.size)))
-        moves = [(k, self.placement[k], rank) for k, rank in ranks.items() if self.placement.get(k, rank) != rank]
-        self.world.move(moves, self.clients, self.flat.device)
-        self.placement.update(ranks)
-        return round_.part([client_id for client_id, rank in ranks.items() if rank == self.world.rank])
-
-    def _combine(
-        self, capture: RoundLog, weights: Mapping[int, float], loss_sum: Tensor, loss_weight: int
-    ) -> tuple[Tensor, int]:
+    def _combine(self, capture: RoundLog, weights: Mapping[int, float], loss: MeanLoss) -> None:
         """Make of every rank's client phase the whole round's, the same on every rank."""
         module, device = self.buffers.module, self.flat.device
         own = {
             "reports": self._reports,
             "buffers": self.buffers.received,
             "log": capture.export(module),
-            "loss": (float(loss_sum), loss_weight),
+            "loss": loss.export(),
         }
         parts = self.world.gather(own, f"round {self.round_index}")
         self._reports = sorted((r for part in parts for r in part["reports"]), key=lambda report: report.client_id)
@@ -189,8 +167,7 @@ class Federation:
             self._errors.combine(self.world.all_reduce_sum)
         self.buffers.combine([part["buffers"] for part in parts], self.world.all_reduce_sum)
         capture.combine([part["log"] for part in parts], module, device)
-        losses, counts = zip(*(part["loss"] for part in parts))
-        return torch.tensor(sum(losses), dtype=loss_sum.dtype, device=device), sum(counts)
+        loss.combine([part["loss"] for part in parts])
 
     def finish_round(self) -> RoundReport:
         """Make the server's step, leave the global parameters in the module, and close the account of the round.
@@ -239,15 +216,7 @@ class Federation:
         """Let the stages learn from the round what concerns all clients."""
         if mean_update is None:
             return
-        sent = [report for report in self._reports if not report.rejected]
-        result = RoundResult(
-            layout=self.flat.layout,
-            server_params=self.server.server_params,
-            mean_update=mean_update,
-            uplink_bits=tuple(report.uplink_bits for report in sent),
-            dense_bits=tuple(report.dense_bits for report in sent),
-            decisions=tuple(report.decision for report in sent),
-        )
+        result = round_result(self.flat.layout, self.server.server_params, mean_update, self._reports)
         # No client has the number -1: what the server draws is independent of what they do.
         context = Context(self.round_index, self.shared, self.seed, (-1,))
         self.uplink.end_round(self.shared, result, context)
@@ -330,11 +299,3 @@ class Federation:
             squared_error=squared_error,
             metrics={**local.metrics, **(decision.metrics if decision is not None else {})},
         )
-
-    def state_dict(self, clients_folder: Path | None = None) -> dict[str, Any]:
-        """Return the federation as built-ins and tensors; see ``snapshot.save``."""
-        return snapshot.save(self, clients_folder)
-
-    def load_state_dict(self, state: dict[str, Any], work: Mapping[int, int] | None = None) -> None:
-        """Continue from ``state_dict``; see ``snapshot.load``."""
-        snapshot.load(self, state, work)

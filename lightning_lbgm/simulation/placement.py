@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
-__all__ = ["deal"]
+import torch
+
+from lightning_lbgm.data.rounds import Round
+from lightning_lbgm.simulation.world import World
+
+__all__ = ["deal", "take_share"]
 
 _LEAST_GAIN = 0.05  # of the longest rank's work: for less, a client's state is not sent to another process
 
@@ -51,3 +57,24 @@ def deal(cohort: Sequence[int], work: Sequence[int], placement: Mapping[int, int
         rank_of[best] = least
         loads[most] -= work_of[best]
         loads[least] += work_of[best]
+
+
+def take_share(
+    round_: Round, placement: dict[int, int], clients: MutableMapping[int, Any], world: World, device: torch.device
+) -> Round:
+    """Return the round of the clients that are trained on this rank, with their state brought here.
+
+    Args:
+        round_: The whole round.
+        placement: The rank that holds a client's state, of all clients; changed in place.
+        clients: The states that this rank holds, changed in place.
+        world: The ranks.
+        device: Where states go.
+    """
+    if world.size == 1:
+        return round_
+    ranks = dict(zip(round_.cohort, deal(round_.cohort, round_.work, placement, world.size)))
+    moves = [(k, placement[k], rank) for k, rank in ranks.items() if placement.get(k, rank) != rank]
+    world.move(moves, clients, device)
+    placement.update(ranks)
+    return round_.part([client_id for client_id, rank in ranks.items() if rank == world.rank])

@@ -46,7 +46,7 @@ class CheckpointingStrategy(ProcessesStrategy):
             # A resumed run that has not begun, as a tuner's trial finds it.
             checkpoint = {**checkpoint, _KEY: in_memory(session.restored)}
         elif "optimizer_states" in checkpoint and session.federation is not None:
-            state = session.federation.state_dict(checkpoint_folder(filepath))
+            state = checkpoints.save(session.federation, checkpoint_folder(filepath))
             checkpoint = {**checkpoint, _KEY: {"identity": session.identity, **state}}
         super().save_checkpoint(checkpoint, filepath, storage_options)
         if _KEY in checkpoint and self.is_global_zero:  # who alone knows of all clients

@@ -130,6 +130,8 @@ class LBGMFederated(RoundsStrategy):
             client_capacity=client_capacity,
         )
         super().__init__(Session(settings))
+        self.local_epochs, self.local_steps = settings.epochs, local_steps
+        self.server_optimizer, self.weighting, self.buffers, self.seed = server_optimizer, weighting, buffers, seed
 
     @classmethod
     @override

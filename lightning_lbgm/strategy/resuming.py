@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_lbgm.data.feed import Feed
-from lightning_lbgm.simulation.checkpoint import damaged
+from lightning_lbgm.simulation.checkpoint import damaged, load
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.identity import is_same, show
 from lightning_lbgm.strategy.settings import Settings
@@ -29,7 +29,7 @@ def resume(settings: Settings, federation: Federation, feed: Feed, restored: dic
     rates = [group.get("lr") for group in optimizer.param_groups]
     work = {client_id: feed.work(client_id) for client_id in range(feed.num_clients)}
     try:
-        federation.load_state_dict(restored, work)
+        load(federation, restored, work)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise damaged(None, f"{type(error).__name__}: {error}") from error
     if "server_lr" in identity and not is_same(identity["server_lr"], current["server_lr"]):

@@ -1,0 +1,71 @@
+"""Client weights, mean loss and result of a round, as plain values of its reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.clients.base import LocalResult
+from lightning_lbgm.compression.context import RoundResult
+from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.data.rounds import Round
+from lightning_lbgm.reports.reports import ClientReport
+
+__all__ = ["MeanLoss", "client_weights", "round_result"]
+
+
+def client_weights(round_: Round, weighting: Literal["examples", "uniform"]) -> dict[int, float]:
+    """Return omega_k of a round's cohort, by client: ``n_k / sum(n_j)``, or the same for all."""
+    counts = round_.num_examples if weighting == "examples" else (1,) * len(round_.cohort)
+    total = sum(counts)
+    return {client_id: count / total for client_id, count in zip(round_.cohort, counts)}
+
+
+class MeanLoss:
+    """The mean loss over the local steps of a round, weighted by batch size.
+
+    Args:
+        device: Where the losses are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros((), device=device)
+        self._weight = 0
+
+    def add(self, local: LocalResult) -> None:
+        """Add a client's steps."""
+        if local.loss_sum is not None:
+            self._sum = self._sum + local.loss_sum
+            self._weight += local.num_examples
+
+    def export(self) -> tuple[float, int]:
+        """Return sum and weight as plain values, for other processes."""
+        return float(self._sum), self._weight
+
+    def combine(self, parts: Sequence[tuple[float, int]]) -> None:
+        """Make it the mean over all processes, from what each has exported."""
+        sums, weights = zip(*parts)
+        self._sum, self._weight = torch.tensor(sum(sums), dtype=self._sum.dtype, device=self._sum.device), sum(weights)
+
+    def value(self) -> Tensor:
+        """Return the mean, shape ``()``; NaN if there was no step."""
+        return self._sum / self._weight if self._weight else self._sum * math.nan
+
+
+def round_result(
+    layout: Layout, server_params: Tensor, mean_update: Tensor, reports: Sequence[ClientReport]
+) -> RoundResult:
+    """Return what the server knows at the end of a round, of the clients that were not rejected."""
+    sent = [report for report in reports if not report.rejected]
+    return RoundResult(
+        layout=layout,
+        server_params=server_params,
+        mean_update=mean_update,
+        uplink_bits=tuple(report.uplink_bits for report in sent),
+        dense_bits=tuple(report.dense_bits for report in sent),
+        decisions=tuple(report.decision for report in sent),
+    )

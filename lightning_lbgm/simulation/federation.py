@@ -43,7 +43,7 @@ class Federation:
     that it may reuse. A ``Channel`` makes of it what the server sees; only a ``Message`` crosses.
 
     Of several processes (ranks) each trains its share of every cohort and holds the state of its own clients. At the
-    end of the client phase they add up what they have received; the server's step is the same in each.
+    end of the client phase they put together what they have received; the server's step is the same in each.
 
     Args:
         flat: The trainable parameters.
@@ -218,8 +218,7 @@ class Federation:
             return
         result = round_result(self.flat.layout, self.server.server_params, mean_update, self._reports)
         # No client has the number -1: what the server draws is independent of what they do.
-        context = Context(self.round_index, self.shared, self.seed, (-1,))
-        self.uplink.end_round(self.shared, result, context)
+        self.uplink.end_round(self.shared, result, Context(self.round_index, self.shared, self.seed, (-1,)))
 
     @contextmanager
     def global_model(self) -> Iterator[None]:

@@ -49,7 +49,9 @@ def _check_same(restored: dict[str, Any], current: dict[str, Any]) -> None:
     remedy = "or start anew from its weights with `load_from_checkpoint`."
     gone = {"objective": None} if "objective" in restored else {}  # what clients keep for one would be lost
     for name, value in {**gone, **current}.items():
-        if name in ("partition", "server_lr") or name not in restored or is_same(restored[name], value):
+        if name in ("partition", "server_lr") or name not in restored:
+            continue
+        if is_same(_without_capacity(restored[name]), _without_capacity(value)):
             continue
         before, now = (each if isinstance(each, str) else show(each) for each in (restored[name], value))
         but = " with other code or values" if before == now else ""
@@ -63,6 +65,13 @@ def _check_same(restored: dict[str, Any], current: dict[str, Any]) -> None:
             " labels or their order has changed, or the partitioner draws from something else than its `rng`. Resume"
             f" with the same data, {remedy}"
         )
+
+
+def _without_capacity(identity: Any) -> Any:
+    """Leave out ``LookBack(capacity=...)``, of how many clients states are kept: it may change."""
+    if isinstance(identity, dict):
+        return {name: _without_capacity(value) for name, value in identity.items() if name != "capacity"}
+    return [_without_capacity(value) for value in identity] if isinstance(identity, list) else identity
 
 
 def _warn_of_rate(before: list[Any], now: list[Any]) -> None:

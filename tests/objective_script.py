@@ -39,7 +39,7 @@ class Homes(pl.Callback):
         self.seen = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.seen.append(dict(trainer.strategy._federation.homes))
+        self.seen.append(dict(trainer.strategy._federation.placement))
 
 
 def main(devices: int, folder: Path) -> None:

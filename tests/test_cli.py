@@ -73,7 +73,7 @@ def test_a_config_with_nested_objects_trains(tmp_path):
     assert isinstance(look_back, LookBack)
     assert (look_back.threshold, look_back.granularity, trained.cohort_size) == (0.3, "layer", 3)
     assert isinstance(trained._federation.server.optimizer, torch.optim.Adam)
-    assert trained.objective.mu == 0.1
+    assert trained.session.settings.objective.mu == 0.1
     assert trained.round_index == 2
 
 

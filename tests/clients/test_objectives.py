@@ -612,7 +612,7 @@ def test_it_is_among_the_settings_if_there_is_one(tmp_path):
     assert trainer.strategy.settings()["objective"] == "FedProx(mu=0.1)"
     trainer, _ = train(tmp_path, rounds=1)
     assert "objective" not in trainer.strategy.settings()
-    assert "objective" not in trainer.strategy._identity  # nor in a checkpoint, which is as it was
+    assert "objective" not in trainer.strategy.session.identity  # nor in a checkpoint, which is as it was
 
 
 def test_a_checkpoints_objective_is_compared(tmp_path):

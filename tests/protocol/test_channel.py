@@ -29,7 +29,7 @@ from lightning_lbgm.compression import Context, as_chain
 from lightning_lbgm.payloads import Dense
 from lightning_lbgm.protocol import HEADER_BYTES, MessageError, SharedChannel, WireChannel
 from lightning_lbgm.simulation.federation import Federation
-from lightning_lbgm.strategy import federated
+from lightning_lbgm.strategy import session
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def over_the_wire(monkeypatch):
             channel = WireChannel(uplink, flat.layout, sent, transport)
             return Federation(flat, uplink, server, buffers, *rest, **settings, channel=channel)
 
-        monkeypatch.setattr(federated, "Federation", make)
+        monkeypatch.setattr(session, "Federation", make)
 
     return install
 

@@ -137,7 +137,7 @@ def test_optimizers_start_as_they_were_made(tmp_path, caplog, optimizer, setting
     # By hand: each client with an optimizer of its own, then the mean of equally many examples.
     reference = Optimized()
     data = make_data()
-    partitions = auto.trainer.strategy._round_loader().feed.partitions
+    partitions = auto.trainer.strategy.session.feed.partitions
     for _ in range(3):
         start = {name: p.detach().clone() for name, p in reference.named_parameters()}
         ends = []

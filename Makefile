@@ -33,7 +33,7 @@ fuzz: $(VENV)/.installed-dev
 
 # The fast tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 test-oldest: $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow and not browser"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist loadfile -m "not slow and not browser"
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lbgm.core.describe import describe
+from lightning_lbgm.core.describe import describe_call
 
 __all__ = ["FedProx", "LocalObjective", "ObjectiveState"]
 
@@ -83,8 +82,7 @@ class LocalObjective(ABC):
 
     def __repr__(self) -> str:
         """Show the constructor call, as far as arguments are attributes."""
-        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
-        return f"{type(self).__name__}({', '.join(f'{name}={describe(getattr(self, name))}' for name in names)})"
+        return describe_call(self)
 
 
 class FedProx(LocalObjective):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from lightning_lbgm.compression.context import NO_CONTEXT, Context, Decision, RoundResult, State
-from lightning_lbgm.core.describe import describe
+from lightning_lbgm.core.describe import describe_call
 from lightning_lbgm.payloads.base import Payload
 
 __all__ = ["NO_CONTEXT", "Context", "Decision", "Encoded", "RoundResult", "Stage", "State"]
@@ -122,9 +121,4 @@ class Stage(ABC):
 
     def __repr__(self) -> str:
         """Show the constructor call."""
-        shown = []
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value = getattr(self, name, parameter.default)
-            if name not in self._shown_if_set or value != parameter.default:
-                shown.append(f"{name}={describe(value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return describe_call(self, self._shown_if_set)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch.optim import Optimizer
 
-__all__ = ["describe", "describe_callable", "describe_optimizer"]
+__all__ = ["describe", "describe_call", "describe_callable", "describe_optimizer"]
 
 
 def describe(value: Any) -> str:
@@ -16,6 +16,23 @@ def describe(value: Any) -> str:
     anonymous: Any = object.__repr__
     plain = type(value).__repr__ is anonymous or hasattr(value, "__qualname__") or hasattr(value, "func")
     return describe_callable(value) if callable(value) and plain else repr(value)
+
+
+def describe_call(instance: object, shown_if_set: Collection[str] = ()) -> str:
+    """Return the constructor call of an object whose arguments are attributes of the same names.
+
+    Args:
+        instance: The object. Arguments that are no attributes are left out.
+        shown_if_set: Arguments that are left out at their default.
+    """
+    shown = []
+    for name, parameter in inspect.signature(type(instance)).parameters.items():
+        if not hasattr(instance, name):
+            continue
+        value = getattr(instance, name)
+        if name not in shown_if_set or value != parameter.default:
+            shown.append(f"{name}={describe(value)}")
+    return f"{type(instance).__name__}({', '.join(shown)})"
 
 
 def describe_callable(factory: Callable[..., Any]) -> str:

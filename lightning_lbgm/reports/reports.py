@@ -25,7 +25,7 @@ class ClientReport:
         dense_bits: Bits that FedAvg would have sent for it.
         downlink_bits: Bits that it received.
         decision: The look-back tests' outcome, or None where none was made.
-        rejected: Whether its update was not finite, so that it was left out.
+        rejected: Whether it was left out, because its update was not finite or did not reach the server.
         squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN if it was not measured, or rejected.
         metrics: Further numbers by name, of the client's trainer, the stages and callbacks, which may add to it.
     """

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_lbgm.core.describe import describe_call
 from lightning_lbgm.payloads.base import Payload
 
 __all__ = ["Aggregator", "Ranks", "WeightedMean"]
@@ -71,8 +72,8 @@ class Aggregator(ABC):
         """Return the round's update, shape ``(M,)``, valid until the next ``begin``; None if none was received."""
 
     def __repr__(self) -> str:
-        """Show the constructor call of a rule without arguments."""
-        return f"{type(self).__name__}()"
+        """Show the constructor call, as far as arguments are attributes."""
+        return describe_call(self)
 
 
 class WeightedMean(Aggregator):

@@ -87,10 +87,6 @@ class CoordinateMedian(Aggregator):
             self._folder.cleanup()
             self._folder = None
 
-    def __repr__(self) -> str:
-        """Show the constructor call."""
-        return f"CoordinateMedian(memory={self.memory})"
-
 
 def _median(rows: Tensor) -> Tensor:
     """Return the median of each column."""

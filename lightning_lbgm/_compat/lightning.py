@@ -142,7 +142,7 @@ def pass_rounds_through(module: pl.LightningModule) -> Callable[[], None]:
 
 
 def is_compiled(module: pl.LightningModule) -> bool:
-    """Tell whether the module or its step was compiled."""
+    """Whether the module or its step was compiled."""
     return module._compiler_ctx is not None or hasattr(module.training_step, "_torchdynamo_orig_callable")
 
 
@@ -174,7 +174,7 @@ def has_plain_precision(trainer: pl.Trainer) -> bool:
 def batch_transfer(
     trainer: pl.Trainer, module: pl.LightningModule, to_device: Callable[[Any], Any]
 ) -> Callable[[Any], Any] | None:
-    """Return what Lightning does to a batch before ``training_step``; None where that is nothing.
+    """Return what Lightning does to a batch before ``training_step``; None if that is nothing.
 
     Args:
         trainer: The trainer.

@@ -49,7 +49,7 @@ gather_tensor = _all_gather_ddp_if_available
 
 
 def make_launcher(strategy: Any) -> Any:
-    """Return what starts the other processes of this node, where the cluster does not, and runs the trainer in each.
+    """Return what starts the other processes of this node, if the cluster does not, and runs the trainer in each.
 
     A script is started again; a notebook, which cannot be, is forked.
     """

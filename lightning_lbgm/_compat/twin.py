@@ -190,7 +190,7 @@ def _adopted(cls: Any, twins: bool) -> Any:
 
     metaclass = type(type(cls).__name__, (type(cls),), {"mro": mro})
     names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    # The user's class is the first base, for an object's class can only be replaced by one of the same layout.
+    # The user's class is the first base, because an object's class can only be replaced by one of the same layout.
     adopted = metaclass(cls.__name__, (cls, helper), names)
     adopted._lbgm_original = cls  # not among the names: MLflow's metaclass wraps what can be called there
     return adopted

@@ -34,7 +34,7 @@ _IN_PROGRESS_BAR = ("comm/savings", "lbgm/recycled_fraction")
 
 
 class LBGMCallback(FederatedCallback):
-    """Log what a federation sends, and draw it. ``LBGMFederated`` adds one where you pass none.
+    """Log what a federation sends, and draw it. ``LBGMFederated`` adds one if you pass none.
 
     Every round, in every logger with the round as the step, and in ``trainer.callback_metrics`` (so that
     ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them): the ``comm/``, ``lbgm/`` and ``fl/`` metrics that
@@ -52,8 +52,8 @@ class LBGMCallback(FederatedCallback):
 
     Args:
         monitor: Metric of the figure against uplink bytes. None: that of ``ModelCheckpoint`` or ``EarlyStopping``, else
-            the validation accuracy or loss, where one is logged.
-        client_table: Whether to write the table, where there is a logger.
+            the validation accuracy or loss, if one is logged.
+        client_table: Whether to write the table, if there is a logger.
         figures: Whether to draw the figures, for which at most 16 bytes a client and round are kept, and 1.3 MB in all.
 
     Examples:

@@ -39,7 +39,7 @@ class ConvergenceMonitor(FederatedCallback):
         |g_k - g~_k|^2 / (eta tau_k)^2
 
     - **The same quantity.** The left side of the assumption is the squared distance of ``d_k`` from its projection on
-      the look-back gradient, that is from what the server uses. So it is 0 where an update goes in full. With
+      the look-back gradient, that is from what the server uses. So it is 0 if an update goes in full. With
       ``granularity="layer"`` it is the sum of ``|d_kl|^2 sin^2(alpha_kl)`` over the recycled parameter tensors l, with
       ``rank`` above 1 the angle is that to the span, and with other stages it is all that is lost on the way.
     - **The paper's scale.** An update here is ``g_k = theta - theta_k``, shape ``(M,)``; with plain SGD it is eta times
@@ -62,7 +62,7 @@ class ConvergenceMonitor(FederatedCallback):
         bound: Delta^2, positive, in the scale above. Logs the share of the clients above it as
             ``convergence/over_bound_fraction``, warns the first time that there is one, and marks it in the figure.
             None: no bound.
-        lr: eta, the clients' learning rate. None: the optimizer's; where its parameter groups have different ones,
+        lr: eta, the clients' learning rate. None: the optimizer's; if its parameter groups have different ones,
             nothing can be divided by it and the ``sent_error`` metrics are NaN.
         figure: Whether to draw the figure.
 
@@ -105,7 +105,7 @@ class ConvergenceMonitor(FederatedCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Now, for at the batch's end a schedule has stepped on.
+        # Now, because at the batch's end a schedule has stepped on.
         self._round_lr = self._read_lr(trainer) if self.lr is None else self.lr
 
     @override
@@ -146,7 +146,7 @@ class ConvergenceMonitor(FederatedCallback):
             self._history.load_state_dict(state_dict["history"])
 
     def _read_lr(self, trainer: pl.Trainer) -> float:
-        """Return the learning rate of all parameter groups; NaN where they differ."""
+        """Return the learning rate of all parameter groups; NaN if they differ."""
         rates = {float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
         if len(rates) == 1:
             return rates.pop()

@@ -51,13 +51,13 @@ class GradientSpaceCallback(Callback):
 
     Args:
         monitor: Metric that is drawn below the components. None: that of ``ModelCheckpoint`` or ``EarlyStopping``, else
-            the validation accuracy or loss, where one is logged.
+            the validation accuracy or loss, if one is logged.
         center: What is subtracted before the principal components are sought, see ``GradientSpace``: ``"entries"``
             as in the authors' code, ``"epochs"`` or None.
         momentum: Analyse v_t = momentum v_{t-1} + g_t in the place of the epochs' gradients g_t; the authors' code
             does, with 0.9. The file holds the g_t.
         layers: Whether each parameter tensor is analysed too.
-        log_layers: Whether their components are logged as metrics. None: where there are at most ten tensors.
+        log_layers: Whether their components are logged as metrics. None: if there are at most ten tensors.
         folder: Where the gradients lie, one folder a run. None: a new one in ``trainer.default_root_dir``.
         keep_gradients: Whether they stay after a fit that ends well. A resumed fit needs them; after a fit that failed
             they stay anyway.

@@ -29,7 +29,7 @@ class GradientSpaceHistory:
     """Remember, for each epoch, what the gradients up to it say.
 
     Args:
-        names: Names of the parameter tensors that are told apart; none where only the whole model is.
+        names: Names of the parameter tensors that are told apart; none if only the whole model is.
 
     Attributes:
         epochs: The epoch of each gradient.
@@ -113,7 +113,7 @@ class GradientSpaceHistory:
         }
 
     def write(self, trainer: pl.Trainer, space: GradientSpace, curve: MetricCurve | None, first_row: int) -> None:
-        """Write the table from gradient ``first_row`` on, where there is a logger, and with a ``curve`` the figures."""
+        """Write the table from gradient ``first_row`` on, if there is a logger, and with a ``curve`` the figures."""
         outputs = outputs_of(trainer)
         try:
             if trainer.loggers:

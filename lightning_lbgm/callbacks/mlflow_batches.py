@@ -19,12 +19,12 @@ _TABLES = "mlflow.loggedArtifacts"  # the tag by which `mlflow.load_table` finds
 
 
 def takes_batches(logger: Any) -> bool:
-    """Tell whether ``batch_sender`` can log an MLflow logger's metrics: it stands in for Lightning's own code."""
+    """Whether ``batch_sender`` can log an MLflow logger's metrics: it stands in for Lightning's own code."""
     return works_in_threads(logger) and getattr(logger.log_metrics, "__module__", "").endswith(".loggers.mlflow")
 
 
 def works_in_threads(logger: Any) -> bool:
-    """Tell whether other threads see the same store: a database in memory is another one in each."""
+    """Whether other threads see the same store: a database in memory is another one in each."""
     uri = str(getattr(logger.experiment, "tracking_uri", ""))
     return not (uri.startswith("sqlite") and (":memory:" in uri or uri.rstrip("/") == "sqlite:"))
 
@@ -69,7 +69,7 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def download(logger: Any, artifact: str, folder: str) -> Path | None:
-    """Copy an artifact into a folder; None where the run has none of that name."""
+    """Copy an artifact into a folder; None if the run has none of that name."""
     with without_progress_bars():
         found = logger.experiment.list_artifacts(logger.run_id, os.path.dirname(artifact) or None)
         if artifact not in [file.path for file in found]:

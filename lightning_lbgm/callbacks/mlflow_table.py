@@ -35,7 +35,7 @@ class MlflowTable:
 
     Attributes:
         folder: Where the file is; None before there is one.
-        error: Why it could not be stored the last time; None where it was.
+        error: Why it could not be stored the last time; None if it was.
     """
 
     def __init__(self, logger: Any, artifact: str, columns: Sequence[str], folders: Iterable[Folder]) -> None:
@@ -67,7 +67,7 @@ class MlflowTable:
             self._thread.start()
 
     def finish(self) -> None:
-        """Store the table and delete the file, which stays where that fails: see ``error``."""
+        """Store the table and delete the file, which stays if that fails: see ``error``."""
         if self._file is None:
             return
         if self._thread is not None:

@@ -26,12 +26,12 @@ _OUR_PREFIXES = ("comm/", "lbgm/", "fl/", "convergence/", "gradient_space/")
 
 
 def writes_files(trainer: pl.Trainer) -> bool:
-    """Tell whether this process writes files of this fit."""
+    """Whether this process writes files of this fit."""
     return trainer.is_global_zero and not trainer.fast_dev_run and not trainer.barebones  # type: ignore[attr-defined]
 
 
 def is_mlflow_logger(logger: object) -> bool:
-    """Tell whether a logger is Lightning's for MLflow, of either of its packages, or made from it."""
+    """Whether a logger is Lightning's for MLflow, of either of its packages, or made from it."""
     return _has_base(logger, "MLFlowLogger")
 
 
@@ -41,7 +41,7 @@ def mlflow_loggers(trainer: pl.Trainer) -> list[Any]:
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
-    """Return where files of the run go that MLflow does not take; None where it takes all."""
+    """Return where files of the run go that MLflow does not take; None if it takes all."""
     others = [logger for logger in trainer.loggers if not is_mlflow_logger(logger)]
     if trainer.loggers and not others:
         return None
@@ -49,7 +49,7 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
 
 
 def root_folder(trainer: pl.Trainer) -> Path:
-    """Return ``default_root_dir``, or the working directory where that is on no disk of this machine."""
+    """Return ``default_root_dir``, or the working directory if that is on no disk of this machine."""
     return _local(trainer.default_root_dir) or Path.cwd()
 
 
@@ -78,7 +78,7 @@ class MetricCurve:
         self._curve = Curves(("last", "last"))
 
     def add(self, trainer: pl.Trainer, x: float) -> None:
-        """Add the metric's value, where it was logged by now; it replaces an earlier one at the same ``x``."""
+        """Add the metric's value, if it was logged by now; it replaces an earlier one at the same ``x``."""
         if self.metric is None:
             self.metric = metric_to_draw(trainer, self._monitor)
         if self.metric is not None and self.metric in trainer.callback_metrics:
@@ -99,7 +99,7 @@ class MetricCurve:
 
 
 def metric_to_draw(trainer: pl.Trainer, monitor: str | None) -> str | None:
-    """Return the best metric among those logged by now; only ``monitor`` counts where it is given."""
+    """Return the best metric among those logged by now; only ``monitor`` counts if it is given."""
     return next((name for name in _candidates(trainer, monitor) if name in trainer.callback_metrics), None)
 
 
@@ -117,5 +117,5 @@ def _candidates(trainer: pl.Trainer, monitor: str | None) -> Iterator[str]:
 
 
 def _has_base(thing: object, *names: str) -> bool:
-    """Tell whether an object's class or a base of it has one of these names, in either of Lightning's packages."""
+    """Whether an object's class or a base of it has one of these names, in either of Lightning's packages."""
     return any(base.__name__ in names for base in type(thing).__mro__)

@@ -38,7 +38,7 @@ class Entry:
 class Sender:
     """Send entries in their order from a thread, all that came within half a second in one batch.
 
-    A round waits only where a thousand entries are waiting. What cannot be sent is handed back, also where there is no
+    A round waits only where a thousand entries are waiting. What cannot be sent is handed back, also if there is no
     answer for half a minute when it is waited for.
 
     Args:

@@ -86,7 +86,7 @@ class JsonTable:
     def put_before(self, path: Path) -> None:
         """Put the rows of another table before those added by this object.
 
-        Rows that this file had before are kept instead where they are more.
+        Rows that this file had before are kept instead if they are more.
         """
         if not _is_table(path, self._head):
             _convert(path, self._columns, self._head)
@@ -109,7 +109,7 @@ class JsonTable:
 
 
 def _is_table(path: Path, head: bytes) -> bool:
-    """Tell whether a file is a whole table with these columns."""
+    """Whether a file is a whole table with these columns."""
     with path.open("rb") as file:
         begin = file.read(len(head))
         file.seek(-min(len(_TAIL), path.stat().st_size), os.SEEK_END)

@@ -31,7 +31,7 @@ class Folder:
 
     @property
     def path(self) -> Path:
-        """The folder, which may not be there yet; ``OSError`` where a new name cannot be made."""
+        """The folder, which may not be there yet; ``OSError`` if a new name cannot be made."""
         if self._path is None:
             new = self._below is None
             self._path = Path(tempfile.mkdtemp(prefix="lightning_lbgm_", dir=self._root)) if new else self._root
@@ -82,7 +82,7 @@ class Unsent:
         """Write a file to the first folder that can be written to, and note what to warn of.
 
         Args:
-            kind: What is warned of once, where it can be kept nowhere.
+            kind: What is warned of once, if it can be kept nowhere.
             what: What failed.
             error: Why.
             folders: The folders; with none nothing is kept.
@@ -101,7 +101,7 @@ class Unsent:
         self.note(kind, what, error, kept)
 
     def note(self, kind: str, what: str, error: Exception, kept: Path | None = None) -> None:
-        """Note what to warn of, where it is the first in the folder ``kept``, or of its kind where that is None."""
+        """Note what to warn of, if it is the first in the folder ``kept``, or of its kind if that is None."""
         key = kind if kept is None else str(kept)
         if key not in self._told:
             self._told.add(key)
@@ -109,7 +109,7 @@ class Unsent:
             self._messages.append(f"{what}: {_brief(error)}. Training goes on, and this is warned of once{where}.")
 
     def tell(self) -> None:
-        """Warn of what was noted; only the training's own thread does, for a filter may make errors of warnings."""
+        """Warn of what was noted; only the training's own thread does, because a filter may make errors of warnings."""
         while self._messages:
             rank_zero_warn(self._messages.pop(0))
 

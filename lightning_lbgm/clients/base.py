@@ -26,7 +26,7 @@ class LocalResult:
         num_steps: Optimizer steps made.
         num_examples: Examples seen, repeats included: the weight of the loss.
         metrics: Further numbers for the client's report, by name.
-        loss_sum: Sum of each step's loss times its batch size, detached; None where no step had a loss.
+        loss_sum: Sum of each step's loss times its batch size, detached; None if no step had a loss.
     """
 
     num_steps: int = 0

@@ -20,7 +20,7 @@ __all__ = ["direct_backward", "direct_step"]
 
 
 def direct_backward(loss: Tensor) -> None:
-    """Do what ``loss.backward()`` does, without its checks where the loss is an ordinary number that has a gradient."""
+    """Do what ``loss.backward()`` does, without its checks if the loss is an ordinary number that has a gradient."""
     if (
         type(loss) is Tensor
         and loss.ndim == 0
@@ -79,12 +79,12 @@ def direct_step(optimizer: Optimizer) -> Callable[[], Any] | None:
 
 
 def _has_nothing_around(optimizer: Optimizer) -> bool:
-    """Tell whether the optimizer is one of torch's, and its step has nothing around it that would do something."""
+    """Whether the optimizer is one of torch's, and its step has nothing around it that would do something."""
     own = vars(optimizer).get("step")
     return (
         type(optimizer).__module__.startswith("torch.optim.")
         and type(optimizer) is not LBFGS
-        # A learning rate schedule wraps the step, to warn where it is never called.
+        # A learning rate schedule wraps the step, to warn if it is never called.
         and (own is None or getattr(own, "_wrapped_by_lr_sched", False))
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
@@ -96,7 +96,7 @@ def _has_nothing_around(optimizer: Optimizer) -> bool:
 
 
 def _is_plain(group: dict[str, Any]) -> bool:
-    """Tell whether a group's rule is ``p <- p - lr * gradient``."""
+    """Whether a group's rule is ``p <- p - lr * gradient``."""
     return (
         isinstance(group["lr"], float)
         and group["momentum"] == 0

@@ -17,7 +17,7 @@ from lightning_lbgm.data.feed import LocalBatch
 __all__ = ["LocalLoop", "LocalStep", "copy_hyperparameter"]
 
 LocalStep = Callable[[Any, int], "Tensor | None"]
-"""Makes one optimizer step on ``(batch, local step index)`` and returns the loss, or None where it was skipped."""
+"""Makes one optimizer step on ``(batch, local step index)`` and returns the loss, or None if it was skipped."""
 
 
 class LocalLoop:

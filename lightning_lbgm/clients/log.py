@@ -27,7 +27,7 @@ class LogEntry:
     last: Any = None  # what cannot be averaged: a torchmetrics.Metric, which keeps its own state
 
     def takes(self, value: Any) -> bool:
-        """Tell whether a value only needs adding to a sum that is there already."""
+        """Whether a value only needs adding to a sum that is there already."""
         total = self.total
         return (
             type(value) is Tensor
@@ -67,7 +67,7 @@ class LogEntry:
             self.add(other.total, other.weight)
 
     def reduced(self) -> Tensor | None:
-        """Return the sum, mean, minimum or maximum of what was taken; None where nothing was."""
+        """Return the sum, mean, minimum or maximum of what was taken; None if nothing was."""
         reduced = self.total
         return reduced / self.weight if reduced is not None and self.reduction == "mean" and self.weight else reduced
 
@@ -119,7 +119,7 @@ class ChunkLog:
         Args:
             calls: The calls.
             values: The tensors among their values, in order, each of C elements with the clients first.
-            batch_size: Examples in a client's local batch, the weight where a call gives none.
+            batch_size: Examples in a client's local batch, the weight if a call gives none.
         """
         tensors = iter(values)
         for name, number, options in calls:

@@ -114,5 +114,5 @@ class FedProx(LocalObjective):
         self, gradients: list[Tensor], parameters: list[Tensor], start: list[Tensor], state: ObjectiveState
     ) -> None:
         """Add ``mu * (w - w_global)``."""
-        # The difference first: it is exactly zero where a parameter has not moved, and Adam would blow up its rounding.
+        # The difference first: it is exactly zero if a parameter has not moved, and Adam would blow up its rounding.
         torch._foreach_add_(gradients, torch._foreach_sub(parameters, start), alpha=self.mu)

@@ -53,7 +53,7 @@ class VectorizedTrainer:
     Consecutive clients of the cohort whose local batches agree in number and shapes, and whose local objectives' states
     agree in theirs, form a chunk; one that is alone
     is trained as ``SequentialTrainer`` would. Updates come in the order of the cohort, and differ from those of the
-    sequential trainer by rounding alone, except where the step draws random numbers: those of a chunk are drawn
+    sequential trainer by rounding alone, except if the step draws random numbers: those of a chunk are drawn
     together, from a seed that is a pure function of the run's seed, the round and the chunk's clients.
 
     Args:
@@ -120,7 +120,7 @@ class VectorizedTrainer:
             return self._watched_attempt(round_index, chunk, start)
         except CannotRestore:
             raise
-        except Exception as error:  # an error that is the step's own comes again where the step is run for one client
+        except Exception as error:  # an error that is the step's own comes again when the step is run for one client
             self._fall_back(error)
             return None
 

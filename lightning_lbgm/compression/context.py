@@ -24,8 +24,8 @@ class Decision:
 
     Attributes:
         recycled: Whether the coefficients were sent instead of the update.
-        errors: LBP error, the squared sine of the angle to the look-back gradients, in [0, 1]; 1 where there is none.
-        coefficients: LBC (rho) where recycled (with ``rank`` above 1 that of the newest look-back gradient), NaN where
+        errors: LBP error, the squared sine of the angle to the look-back gradients, in [0, 1]; 1 if there is none.
+        coefficients: LBC (rho) if recycled (with ``rank`` above 1 that of the newest look-back gradient), NaN if
             refreshed.
         threshold: What the errors were compared with; None if no test decides.
         outcome: What became of the update, in a word for tables, such as ``"recycled"``.
@@ -85,7 +85,7 @@ class RoundResult:
         mean_update: The weighted mean of the decoded updates, shape ``(M,)``.
         uplink_bits: Bits that each client sent.
         dense_bits: Bits that FedAvg would have sent for each.
-        decisions: Each client's look-back tests; None where none was made.
+        decisions: Each client's look-back tests; None if none was made.
     """
 
     layout: Layout

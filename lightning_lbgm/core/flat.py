@@ -20,7 +20,7 @@ class FlatParameters:
 
     The module's tensors stay its own (no storage is shared or replaced), so compiled modules, tied weights,
     memory formats and checkpoints are as they were. Only parameters with ``requires_grad`` take part: adapters
-    on a frozen backbone are all that is trained, sent and counted. The vector is ``float32``, or ``float64`` where
+    on a frozen backbone are all that is trained, sent and counted. The vector is ``float32``, or ``float64`` if
     a parameter is; it lives on the parameters' device.
 
     Args:
@@ -64,7 +64,7 @@ class FlatParameters:
         self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def is_current(self, module: nn.Module) -> bool:
-        """Tell whether the module's trainable parameters are still the ones seen at construction, in dtype too."""
+        """Whether the module's trainable parameters are still the ones seen at construction, in dtype too."""
         trainable = [p for p in module.parameters() if p.requires_grad]
         return len(trainable) == len(self.parameters) and all(
             new is old and new.dtype == dtype for new, old, dtype in zip(trainable, self.parameters, self._dtypes)

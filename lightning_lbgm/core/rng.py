@@ -40,7 +40,7 @@ def generator(seed: int, purpose: str, *indices: int) -> torch.Generator:
 
 
 def seed_global_rng(seed: int, device: torch.device | None = None) -> None:
-    """Seed Python's, NumPy's and torch's global generators (and the CUDA device's, where one is given)."""
+    """Seed Python's, NumPy's and torch's global generators (and the CUDA device's, if one is given)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     # Not torch.manual_seed: with CUDA built in but unused, it formats a stack trace at every call.

@@ -49,7 +49,7 @@ def check_count(owner: str, name: str, value: Any, low: int = 1, high: int | Non
 
 
 def class_hint(value: object, base: type) -> str:
-    """Return the remedy where a class was given, or a list with one, instead of an object; else nothing.
+    """Return the remedy if a class was given, or a list with one, instead of an object; else nothing.
 
     Args:
         value: What was given.

@@ -65,7 +65,7 @@ class BatchPlan:
 
         Args:
             partition: The client's example indices, shape ``(n_k,)``.
-            generator: Orders the passes, where ``shuffle`` or ``draws`` is set.
+            generator: Orders the passes, if ``shuffle`` or ``draws`` is set.
             round_index: The round, for ``draws``.
         """
         n, num_steps = len(partition), self.num_steps(len(partition))

@@ -18,7 +18,7 @@ BulkReader = Callable[[Tensor], list[Tensor]]
 
 
 def bulk_reader(dataset: Dataset[Any]) -> BulkReader | None:
-    """Return a function from indices to a batch of tensors, where the dataset is nothing but tensors, else None.
+    """Return a function from indices to a batch of tensors, if the dataset is nothing but tensors, else None.
 
     It gives what ``default_collate`` over the single examples would give, in one indexing operation a tensor. Looks
     through ``Subset``, ``SampledSubset`` and ``ConcatDataset``; other subclasses may load in their own way, and get

@@ -16,7 +16,7 @@ class TrainLoaders:
     Attributes:
         source: What the user gave.
         loaders: The loaders.
-        names: Where each stands: its key or position, joined by ``/`` where collections are nested.
+        names: Where each stands: its key or position, joined by ``/`` if collections are nested.
         is_collection: Whether there is a list, tuple or dict; one of plain values alone is a loader.
         mode: How the user wanted them combined, if that was said.
 

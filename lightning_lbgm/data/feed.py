@@ -83,7 +83,7 @@ class ClientFeed:
         partitions: Example indices of each client, into the dataset.
         seed: The run's seed.
         dataset: The training set, if that is not all of the DataLoader's dataset.
-        wrap: Applied to each batch, where the user's loader stood in a container.
+        wrap: Applied to each batch, if the user's loader stood in a container.
     """
 
     client_names: tuple[str, ...] | None = None
@@ -168,7 +168,7 @@ class ClientFeed:
                 yield client_id, itertools.starmap(LocalBatch, batches)
 
     def _next_cohort_after(self, round_index: int, cohort: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Return the cohort of the round after the given one; None where it is unknown."""
+        """Return the cohort of the round after the given one; None if it is unknown."""
         if self.next_cohort is None:
             return None
         whole, following = self.next_cohort(round_index), self.next_cohort(round_index + 1)

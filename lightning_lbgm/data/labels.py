@@ -24,7 +24,7 @@ def find_labels(dataset: Any, labels: Any = None) -> Tensor:
 
     Args:
         dataset: A map-style dataset of n examples.
-        labels: One label for each example, where the dataset does not show them: a tensor, array, pandas Series or
+        labels: One label for each example, if the dataset does not show them: a tensor, array, pandas Series or
             sequence of integers or strings. If a sampler picks a part of the dataset, they are of the whole dataset.
 
     Returns:

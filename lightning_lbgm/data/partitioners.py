@@ -103,7 +103,7 @@ class PathologicalPartitioner(Partitioner):
 
     Args:
         classes_per_client: Classes that each client gets, 3 in the paper.
-        labels: One label for each example, where the dataset does not show them.
+        labels: One label for each example, if the dataset does not show them.
 
     Raises:
         ValueError: If ``classes_per_client`` is less than 1; and at fit start, if it is more than the classes there
@@ -182,7 +182,7 @@ class DirichletPartitioner(Partitioner):
     Args:
         alpha: Concentration, > 0. 0.1: most clients see few classes; 100: nearly IID.
         min_examples: Each client gets at least so many; those with fewer take examples at random from the largest.
-        labels: One label for each example, where the dataset does not show them.
+        labels: One label for each example, if the dataset does not show them.
 
     Raises:
         ValueError: If ``alpha`` is not positive or ``min_examples`` is less than 1; and at fit start, if there are

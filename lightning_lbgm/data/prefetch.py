@@ -43,7 +43,7 @@ class _Upcoming:
 class Prefetch:
     """Ask a DataLoader's workers for the batches of a round, and at its end for those of the round to come.
 
-    Which batches those are is known beforehand, for they are a pure function of round and client. Where the next round
+    Which batches those are is known beforehand, because they are a pure function of round and client. If the next round
     turns out to be another one, as after a resume, or the round at hand breaks off, what was loaded ahead is dropped.
 
     Args:

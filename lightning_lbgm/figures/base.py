@@ -15,7 +15,7 @@ __all__ = ["byte_formatter", "draw_curves", "integer_ticks", "new_figure"]
 
 
 def draw_curves(curves: dict[str, Sequence[tuple[float, float]]], metric: str) -> tuple[Figure, Axes]:
-    """Draw a metric of each run, with a legend where there are several."""
+    """Draw a metric of each run, with a legend if there are several."""
     figure = new_figure()
     axes = figure.add_subplot()
     for name, points in curves.items():

@@ -56,7 +56,7 @@ def draw_lbp_errors(
     *,
     cell: tuple[int, int] = (1, 1),
 ) -> Figure:
-    """Draw the LBP error of each client and round as a heat map; white where a client took no part.
+    """Draw the LBP error of each client and round as a heat map; white if a client took no part.
 
     Args:
         rounds: Round of each test.

@@ -16,7 +16,7 @@ __all__ = ["EpochGradient"]
 class EpochGradient:
     """Add up gradients over the trainable parameters, in the order of ``named_parameters``.
 
-    The sum has shape ``(M,)``, is ``float32`` (``float64`` where a parameter is) and lies on the parameters' device.
+    The sum has shape ``(M,)``, is ``float32`` (``float64`` if a parameter is) and lies on the parameters' device.
 
     Args:
         module: The module. Its set of trainable parameters is fixed here; one without a gradient counts as zeros.
@@ -79,6 +79,6 @@ class EpochGradient:
 
 
 def all_finite(optimizer: Optimizer) -> bool:
-    """Tell whether every gradient that the optimizer is about to step by is finite."""
+    """Whether every gradient that the optimizer is about to step by is finite."""
     gradients = (p.grad for group in optimizer.param_groups for p in group["params"])
     return all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)

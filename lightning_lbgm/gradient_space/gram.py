@@ -60,7 +60,7 @@ def centered(gram: Array, sums: Array, sizes: Array, center: Centering) -> tuple
 def explained(centered_gram: Array, gram: Array) -> Array:
     """Return the share of the variance that the first n principal components explain together, n = 1 ... T.
 
-    The variance of a component is its eigenvalue, a singular value squared. NaN where the vectors do not vary.
+    The variance of a component is its eigenvalue, a singular value squared. NaN if the vectors do not vary.
 
     Examples:
         >>> gram = np.diag([9.0, 1.0])
@@ -74,7 +74,7 @@ def explained(centered_gram: Array, gram: Array) -> Array:
 
 
 def num_components(explained_shares: Array, share: float) -> NDArray[np.int64]:
-    """Return the least number of components that explain ``share``, from ``explained``; 0 where nothing varies.
+    """Return the least number of components that explain ``share``, from ``explained``; 0 if nothing varies.
 
     Examples:
         >>> num_components(np.array([0.9, 0.96, 1.0]), 0.95).item()

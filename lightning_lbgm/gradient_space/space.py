@@ -117,7 +117,7 @@ class GradientSpace:
     def num_components(self, share: float) -> int:
         """Return how many principal components explain ``share`` of the variance: 0.95 gives the paper's N95-PCA.
 
-        The variance of a component is its eigenvalue, a squared singular value. 0 where the gradients do not vary.
+        The variance of a component is its eigenvalue, a squared singular value. 0 if the gradients do not vary.
         """
         return self.components(share)[0]
 
@@ -130,7 +130,7 @@ class GradientSpace:
         return torch.from_numpy(grams.cosines(self._analysis()[0][_index(layer)]))
 
     def last_cosines(self) -> Array:
-        """Return the cosine between the last two gradients, ``(1 + L,)``; NaN where there is one only."""
+        """Return the cosine between the last two gradients, ``(1 + L,)``; NaN if there is one only."""
         if self.count < 2:
             return np.full(1 + len(self.layout.sizes), np.nan)
         return grams.cosines(self._analysis()[0][:, -2:, -2:])[:, 0, 1]
@@ -181,7 +181,7 @@ class GradientSpace:
         self._analysed = self._explained = None
 
     def discard(self) -> None:
-        """Delete the file, and the folder where nothing else is in it. The inner products stay."""
+        """Delete the file, and the folder if nothing else is in it. The inner products stay."""
         self._path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()

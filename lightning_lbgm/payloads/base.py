@@ -23,7 +23,7 @@ class Payload(ABC):
 
     A subclass names in ``fields`` what it is made of (tensors, payloads, lists of payloads, built-ins); its constructor
     takes them in that order, and then the layout. It implements ``dtype`` and ``dense``. The rest has defaults: it
-    overrides ``split`` where its parts have an encoding smaller than all values, ``_dot`` where there is a shorter way
+    overrides ``split`` if its parts have an encoding smaller than all values, ``_dot`` if there is a shorter way
     than to decode, and with a ``code`` of its own ``write`` and ``read`` to have a binary form.
 
     Attributes:
@@ -86,7 +86,7 @@ class Payload(ABC):
         out.add_(self.dense(), alpha=alpha)
 
     def dot(self, other: Payload) -> float:
-        """Return the inner product with another payload of the same size, without decoding where that can be done."""
+        """Return the inner product with another payload of the same size, without decoding if that can be done."""
         for one, two in ((self, other), (other, self)):
             result = one._dot(two)
             if result is not None:
@@ -94,7 +94,7 @@ class Payload(ABC):
         return inner(self.dense(), other.dense())
 
     def _dot(self, other: Payload) -> float | None:
-        """Return the inner product where there is a shorter way for this pair of kinds, else None."""
+        """Return the inner product if there is a shorter way for this pair of kinds, else None."""
         return None
 
     def squared_norm(self) -> float:
@@ -229,7 +229,7 @@ class Dense(Payload):
 
     Args:
         values: Shape ``(size,)``.
-        layout: The parameter tensors; one vector where left out.
+        layout: The parameter tensors; one vector if left out.
 
     Examples:
         >>> Dense(torch.zeros(10)).num_bits
@@ -255,7 +255,7 @@ class Dense(Payload):
         return self.values
 
     def is_finite(self) -> bool:
-        # The squared norm is wanted anyway, and tells but where it overflows.
+        # The squared norm is wanted anyway, and tells unless it overflows.
         return math.isfinite(self.squared_norm()) or super().is_finite()
 
     def _dot(self, other: Payload) -> float | None:

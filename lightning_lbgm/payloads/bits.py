@@ -127,7 +127,7 @@ def encode_gaps(indices: Tensor, size: int, code: GapCode) -> tuple[Tensor, Tens
 
 
 def decode_gaps(low: Tensor, high: Tensor, count: int, size: int, width: int) -> Tensor | None:
-    """Undo ``encode_gaps``; None where the bytes are no code of ``count`` indices below ``size``."""
+    """Undo ``encode_gaps``; None if the bytes are no code of ``count`` indices below ``size``."""
     ones = unpack_bits(high, 8 * high.numel()).nonzero().view(-1)
     if ones.numel() != count:
         return None

@@ -22,7 +22,7 @@ class Blocks(Payload):
 
     Args:
         parts: The payloads, in order.
-        layout: The parameter tensors of all; those of the parts where left out.
+        layout: The parameter tensors of all; those of the parts if left out.
     """
 
     fields = ("parts",)

@@ -149,7 +149,7 @@ class Reader:
         return int(struct.unpack("<Q", self.take(8))[0])
 
     def tensor(self, count: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Take ``count`` values, of the update's dtype where none is given; the tensor owns its memory."""
+        """Take ``count`` values, of the update's dtype if none is given; the tensor owns its memory."""
         dtype = dtype or self.dtype
         data = self.take(count * dtype.itemsize)
         return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)

@@ -22,7 +22,7 @@ def rounded(numbers: Dense, dtype: torch.dtype) -> Payload:
     """Round numbers to a smaller dtype; others stay as they are.
 
     They are divided by a power of two before if the largest is beyond the range of the dtype, or below its normal
-    numbers, where digits are lost.
+    numbers, which loses digits.
     """
     values, layout = numbers.values, numbers.layout
     if dtype.itemsize >= values.dtype.itemsize:

@@ -29,7 +29,7 @@ class Sparse(Payload):
     """Some values and where they stand.
 
     The body has the number of values, the indices (a Golomb-Rice code of the gaps between them or a bitmap, whichever
-    is smaller; about ``log2(M / k) + 1.5`` bits each where k of M are spread at random), and the values.
+    is smaller; about ``log2(M / k) + 1.5`` bits each if k of M are spread at random), and the values.
 
     Args:
         values: Shape ``(k,)``; or a payload of k entries, such as signs.

@@ -107,7 +107,7 @@ class Message:
             layout: The parameter tensors that the receiver expects. None: any size is taken, as one vector.
 
         Raises:
-            MessageError: If the bytes are truncated, oversized, corrupt, of another format version or, where a layout
+            MessageError: If the bytes are truncated, oversized, corrupt, of another format version or, if a layout
                 is given, of an update of another size.
         """
         view = memoryview(data).cast("B")

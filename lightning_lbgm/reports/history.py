@@ -20,7 +20,7 @@ class Curves:
     """Points of one or several curves over the same x, in bins that double when there are too many.
 
     Args:
-        merge: What becomes of each column where points share a bin; the first column is x. NaN does not count beside a
+        merge: What becomes of each column if points share a bin; the first column is x. NaN does not count beside a
             number.
         capacity: Most bins.
 
@@ -43,7 +43,7 @@ class Curves:
         return len(self._values) // len(self._merge)
 
     def append(self, point: Sequence[float]) -> None:
-        """Add a point, or put it in the place of the last one where x is the same."""
+        """Add a point, or put it in the place of the last one if x is the same."""
         width = len(self._merge)
         last = self._values[-width:]
         if last and last[0] == point[0]:
@@ -105,8 +105,8 @@ class ErrorMap:
     """Mean error by round and client, in cells that grow with the run: 16 bytes for each that has a value.
 
     Args:
-        max_rounds: Most columns; where there are more rounds, a column has 2, 4, ... of them.
-        max_clients: Most rows; where there are more clients, a row has 2, 4, ... of them.
+        max_rounds: Most columns; if there are more rounds, a column has 2, 4, ... of them.
+        max_clients: Most rows; if there are more clients, a row has 2, 4, ... of them.
     """
 
     def __init__(self, max_rounds: int = 400, max_clients: int = 200) -> None:

@@ -59,7 +59,7 @@ def convergence_metrics(report: RoundReport, lr: float, bound: float | None = No
         bound: Delta^2; with it the share of the clients above it.
 
     Returns:
-        The metrics that docs/metrics.md lists. NaN where no client was received, and the ``sent_error`` ones where
+        The metrics that docs/metrics.md lists. NaN if no client was received, and the ``sent_error`` ones if
         ``lr`` is 0 or NaN.
     """
     clients = [client for client in report.clients if not client.rejected]

@@ -20,11 +20,11 @@ class ClientReport:
         num_examples: Examples in its partition.
         local_steps: Optimizer steps that it made.
         loss: Mean loss over its local steps, weighted by batch size.
-        update_norm: ``|g_k|`` before compression; not finite where rejected.
+        update_norm: ``|g_k|`` before compression; not finite if rejected.
         uplink_bits: Bits that it sent.
         dense_bits: Bits that FedAvg would have sent for it.
         downlink_bits: Bits that it received.
-        decision: The look-back tests' outcome, or None where none was made.
+        decision: The look-back tests' outcome, or None if none was made.
         rejected: Whether it was left out, because its update was not finite or did not reach the server.
         squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN if it was not measured, or rejected.
         metrics: Further numbers by name, of the client's trainer, the stages and callbacks, which may add to it.
@@ -52,7 +52,7 @@ class ClientReport:
 
     @property
     def lbp_error(self) -> float:
-        """Mean LBP error of the client's tests; NaN where none was made."""
+        """Mean LBP error of the client's tests; NaN if none was made."""
         return mean_or_nan(self.decision.errors) if self.decision else math.nan
 
 
@@ -63,7 +63,7 @@ class AggregateError:
     Attributes:
         norm: L2 norm of their difference.
         exact_norm: L2 norm of the exact one.
-        cosine: Cosine of the angle between them, in [-1, 1]; NaN where one of them is zero.
+        cosine: Cosine of the angle between them, in [-1, 1]; NaN if one of them is zero.
     """
 
     norm: float
@@ -72,7 +72,7 @@ class AggregateError:
 
     @property
     def relative(self) -> float:
-        """``norm / exact_norm``; NaN where the exact one is zero."""
+        """``norm / exact_norm``; NaN if the exact one is zero."""
         return self.norm / self.exact_norm if self.exact_norm > 0 else math.nan
 
 
@@ -84,7 +84,7 @@ class RoundReport:
         round_index: The round, from 0.
         clients: The cohort's reports, in order of client.
         update_norm: L2 norm of the aggregated update, the server's pseudo-gradient.
-        error: What compression cost the aggregated update; None where it was not measured, or nothing was received.
+        error: What compression cost the aggregated update; None if it was not measured, or nothing was received.
     """
 
     round_index: int
@@ -104,7 +104,7 @@ class RoundReport:
 
     @property
     def recycled_fraction(self) -> float:
-        """Share of the look-back tests that recycled, in [0, 1]; 0 where none was made."""
+        """Share of the look-back tests that recycled, in [0, 1]; 0 if none was made."""
         recycled = [flag for c in self.clients if c.decision for flag in c.decision.recycled]
         return sum(recycled) / len(recycled) if recycled else 0.0
 
@@ -119,12 +119,12 @@ class RoundReport:
 
     @property
     def lbp_error_mean(self) -> float:
-        """Mean LBP error over the look-back tests; NaN where none was made."""
+        """Mean LBP error over the look-back tests; NaN if none was made."""
         return mean_or_nan([error for c in self.clients if c.decision for error in c.decision.errors])
 
     @property
     def threshold(self) -> float:
-        """Threshold of the round's look-back tests; NaN where none was made."""
+        """Threshold of the round's look-back tests; NaN if none was made."""
         return mean_or_nan(
             [c.decision.threshold for c in self.clients if c.decision and c.decision.threshold is not None]
         )

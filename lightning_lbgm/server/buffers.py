@@ -172,7 +172,7 @@ class Buffers:
                 known.weight += weight
 
     def _base(self, name: str, like: Tensor) -> Tensor | None:
-        """Return what a change is counted from, 0 where the server's number is not finite; None if it has no such."""
+        """Return what a change is counted from, 0 if the server's number is not finite; None if it has no such."""
         known = self._state.values.get(name)
         if known is None or known.shape != like.shape or known.dtype != like.dtype:
             return None

@@ -54,11 +54,11 @@ class CompressionError:
         """Compare the server's mean update with the exact one.
 
         Args:
-            mean_update: The weighted mean of the decoded updates, shape ``(M,)``; None where none was received.
-            total_weight: Weight of the updates received, 1 where no client was left out.
+            mean_update: The weighted mean of the decoded updates, shape ``(M,)``; None if none was received.
+            total_weight: Weight of the updates received, 1 if no client was left out.
 
         Returns:
-            The error; None where no update was received.
+            The error; None if no update was received.
         """
         if mean_update is None:
             return None

@@ -59,7 +59,7 @@ class Server:
 
     @property
     def total_weight(self) -> float:
-        """Weight of the updates received in this round, 1 where no client was left out."""
+        """Weight of the updates received in this round, 1 if no client was left out."""
         return self._total_weight
 
     def begin_round(self, cohort_size: int) -> None:

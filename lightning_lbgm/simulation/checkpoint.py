@@ -81,7 +81,7 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
 
     Within a round it is that of the round's start, as after ``Federation.roll_back``.
 
-    Of several processes all must call it; rank 0 gets all clients, the others their own. Within a round, and where the
+    Of several processes all must call it; rank 0 gets all clients, the others their own. Within a round, and if the
     connection is broken, rank 0 too gets its own alone: the others' send in full next time.
 
     Args:

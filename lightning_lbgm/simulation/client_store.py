@@ -45,7 +45,7 @@ class ClientFiles(MutableMapping[int, State]):
     what a state has besides tensors, some hundred bytes.
 
     Args:
-        directory: Made where it is missing. The files lie in a fresh sub-folder, which is removed with this object or
+        directory: Made if it is missing. The files lie in a fresh sub-folder, which is removed with this object or
             at the end of the process.
         device: Device of the tensors returned. Elsewhere than on the CPU they are copies.
     """
@@ -157,13 +157,13 @@ def open_client_states(store: str, device: torch.device) -> MutableMapping[int, 
 
 
 def checkpoint_folder(checkpoint_path: Any) -> Path | None:
-    """Return the folder of clients' files that belongs to a checkpoint; None where that is on no local disk."""
+    """Return the folder of clients' files that belongs to a checkpoint; None if that is on no local disk."""
     path = os.fspath(checkpoint_path)
     return None if "://" in path else Path(f"{path}.clients")
 
 
 def is_index(clients: dict[Any, Any]) -> bool:
-    """Tell whether a checkpoint's clients lie in a folder beside it, and not in it."""
+    """Whether a checkpoint's clients lie in a folder beside it, and not in it."""
     return "skeletons" in clients
 
 

@@ -86,7 +86,7 @@ class Federation:
         self.placement: dict[int, int] = {}  # the rank that holds a client's state, of all clients
         self.recency = LeastRecentlyUsed(capacity)
         self.shared = uplink.init_shared()
-        self._errors: CompressionError | None = None  # where they are measured
+        self._errors: CompressionError | None = None  # if they are measured
         self._reports: list[ClientReport] = []
         self.undo: RoundUndo | None = None  # until the round is final
         self.in_round = False  # whether the client phase has begun and the server has not stepped yet
@@ -111,7 +111,7 @@ class Federation:
 
         Returns:
             The loss, shape ``()``: the mean over all local steps of the clients that were not rejected, weighted by
-            batch size; NaN where there is none.
+            batch size; NaN if there is none.
         """
         self._reports = []
         self.undo = RoundUndo(self)
@@ -222,7 +222,7 @@ class Federation:
 
     @contextmanager
     def global_model(self) -> Iterator[None]:
-        """Put the global parameters and buffers into the module for a while, where a client trains on it now."""
+        """Put the global parameters and buffers into the module for a while, if a client trains on it now."""
         if not self.in_round:
             yield
             return

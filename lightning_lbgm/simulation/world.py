@@ -68,15 +68,15 @@ class World:
 class ProcessGroupWorld(World):
     """The world of torch's default process group. Each method but ``close`` must be called on every rank.
 
-    Objects travel through Gloo, for it notices at once that a process has ended. So a method that sends objects stands
-    before one that sends tensors through NCCL, which would wait.
+    Objects travel through Gloo, because it notices at once that a process has ended. So a method that sends objects
+    stands before one that sends tensors through NCCL, which would wait.
 
     Args:
         is_ours: Whether the process group is the federation's own. If another has made it, ``close`` leaves it alone:
             the federation talks through a group of its own, and closes that.
 
     Raises:
-        RuntimeError: In every method but ``close``, where another process has ended.
+        RuntimeError: In every method but ``close``, if another process has ended.
     """
 
     def __init__(self, is_ours: bool = True) -> None:

@@ -63,7 +63,7 @@ def check_fit(trainer: pl.Trainer, module: pl.LightningModule) -> None:
             else f"`Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches})`"
         )
         raise MisconfigurationException(
-            f"{setting} would skip rounds, for a batch is a round here. Use 1 (or drop the callback), and a larger"
+            f"{setting} would skip rounds, because a batch is a round here. Use 1 (or drop the callback), and a larger"
             " batch size in the DataLoader for larger local steps."
         )
     _check_weight_averaging(trainer, module)
@@ -135,7 +135,7 @@ def check_finders(trainer: pl.Trainer) -> None:
 
 
 def warn_of_own_buffers(names: list[str]) -> None:
-    """Warn where the clients' own buffers leave the global model's untrained."""
+    """Warn that the clients' own buffers leave the global model's untrained."""
     if names:
         rank_zero_warn(
             f"`LBGMFederated(buffers='client')`: each client keeps its own buffers (such as {names[0]!r}) and the"

@@ -87,7 +87,7 @@ class Execution:
             federation: The federation.
             local_loop: Makes local steps one after the other, with the round's optimizer.
             takes_index: Whether ``training_step`` takes a ``batch_idx``.
-            transfer: Applied to each batch, where given.
+            transfer: Applied to each batch, if given.
 
         Raises:
             MisconfigurationException: If ``mode="vectorized"`` is not possible.
@@ -184,7 +184,7 @@ class Execution:
 def find_obstacle(
     trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer, flat: FlatParameters
 ) -> str | None:
-    """Return why clients cannot be vectorised, as far as that is known without trying; None where nothing is known."""
+    """Return why clients cannot be vectorised, as far as that is known without trying; None if nothing is known."""
     if flat.device.type not in ("cpu", "cuda"):
         return f"the device {flat.device.type!r} is neither a CPU nor a CUDA GPU"
     if not has_plain_precision(trainer):
@@ -208,7 +208,7 @@ def find_obstacle(
 
 
 def _pays(module: nn.Module, flat: FlatParameters) -> bool:
-    """Tell whether vectorised clients are likely to be faster.
+    """Whether vectorised clients are likely to be faster.
 
     On a CPU they save the overhead of small operations. Where the operations themselves take the time, they save
     nothing, and grouped convolutions, which convolutions become, are slower than plain ones. Dropout draws other

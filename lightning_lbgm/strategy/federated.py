@@ -36,7 +36,7 @@ class LBGMFederated(RoundsStrategy):
     rate schedules count rounds, ``configure_optimizers`` makes the clients' optimizer, and validation, test and
     checkpoints see the global model. A strategy object belongs to one ``Trainer``.
 
-    ``log_every_n_steps`` is 1 here where the ``Trainer`` has Lightning's default of 50.
+    ``log_every_n_steps`` is 1 here if the ``Trainer`` has Lightning's default of 50.
 
     Args:
         num_clients: K, clients that the training data is dealt to. None: each loader of the list or dict given to
@@ -75,7 +75,7 @@ class LBGMFederated(RoundsStrategy):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range, or both ``local_epochs`` and ``local_steps`` are given.
-        MisconfigurationException: At fit start, where the Trainer or the module asks for what a federation cannot do.
+        MisconfigurationException: At fit start, if the Trainer or the module asks for what a federation cannot do.
 
     Examples:
         >>> from lightning.pytorch import Trainer

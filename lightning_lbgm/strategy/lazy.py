@@ -44,7 +44,7 @@ def initialize_lazy(
         feed: Where the batch comes from.
         seed: The run's seed.
         device: The module's device.
-        transfer: Applied to the batch, where given.
+        transfer: Applied to the batch, if given.
     """
     _, batches = next(feed.stream(0, (0,)))
     data = next(iter(batches)).data

@@ -35,7 +35,7 @@ def local_step(
         module: The module.
         optimizer: The client optimizer.
         takes_index: Whether ``training_step`` takes a ``batch_idx``; it gets the index of the local step.
-        transfer: Applied to each batch, where given.
+        transfer: Applied to each batch, if given.
         backward: The strategy's own backward, with the precision plugin's scaling and the hooks around it.
         objective: Corrects the gradients after each backward pass, before ``on_before_optimizer_step`` and clipping.
 

@@ -24,7 +24,7 @@ class LogCapture:
     """Stand in for ``self.log`` while clients train.
 
     Each name becomes one value a round: by default the mean over all local steps of the cohort, weighted by batch
-    size; the sum, minimum or maximum where ``reduce_fx`` says so. What a client logged counts once ``accept``
+    size; the sum, minimum or maximum if ``reduce_fx`` says so. What a client logged counts once ``accept``
     is called, so that a client that is left out leaves no trace, except in the state of a ``torchmetrics.Metric``.
 
     Attributes:
@@ -44,7 +44,7 @@ class LogCapture:
             name: The key.
             value: The value.
             *args: The first of the other arguments, named by ``argument_names``.
-            **options: The other arguments of ``LightningModule.log``, kept for ``flush``. ``batch_size``, where
+            **options: The other arguments of ``LightningModule.log``, kept for ``flush``. ``batch_size``, if
                 given, is the weight.
         """
         if args:
@@ -109,7 +109,7 @@ class LogCapture:
         return [
             {
                 "name": name,
-                # As a word, for a lambda does not travel; a process group has no meaning elsewhere.
+                # As a word, because a lambda does not travel; a process group has no meaning elsewhere.
                 "options": {**entry.options, "reduce_fx": entry.reduction, "sync_dist_group": None},
                 "reduction": entry.reduction,
                 "total": None if entry.total is None else (float(entry.total), entry.total.dtype),

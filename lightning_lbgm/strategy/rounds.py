@@ -256,7 +256,7 @@ class RoundsStrategy(CheckpointingStrategy):
     def on_exception(self, exception: BaseException) -> None:
         self.session.roll_back()
         if self.session.take_broken():
-            resume_within_epoch(self._trainer())  # now, for the loops on the way here have reset it
+            resume_within_epoch(self._trainer())  # now, because the loops on the way here have reset it
         super().on_exception(exception)
 
     @override

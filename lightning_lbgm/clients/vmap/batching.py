@@ -65,7 +65,7 @@ def stack(batches: Sequence[LocalBatch]) -> SplitBatch:
 
 
 def _is_flat(data: Any) -> bool:
-    """Tell whether a batch is a list or tuple of tensors, the usual case, which needs no walk through a tree."""
+    """Whether a batch is a list or tuple of tensors, the usual case, which needs no walk through a tree."""
     return type(data) in (list, tuple) and all(type(tensor) is Tensor for tensor in data)
 
 

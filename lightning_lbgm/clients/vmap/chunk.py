@@ -54,10 +54,10 @@ class ChunkStep:
             None to skip the step.
         optimizer: The client optimizer: its class and its hyperparameters as they are now are used.
         start: Its starting state.
-        transfer: Applied to a stacked batch, where given.
-        clip_value: Bound of the gradients of a client, where given.
+        transfer: Applied to a stacked batch, if given.
+        clip_value: Bound of the gradients of a client, if given.
         clip_algorithm: Whether their joint L2 norm or each value is bounded.
-        objective: Corrects the gradients, where given.
+        objective: Corrects the gradients, if given.
     """
 
     loss: Callable[[Any, int], Tensor | None]
@@ -116,7 +116,7 @@ class ChunkTrainer:
         self._update = update
         self._params: dict[int, list[Tensor]] = {}
         # Linear layers make the gradients of stacked weights transposed; weights of the same memory layout save a
-        # transposition a step. It is fixed beforehand, for it shows in the rounding.
+        # transposition a step. It is fixed beforehand, because it shows in the rounding.
         linear = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
         self._orders = [(0, 2, 1) if id(parameter) in linear else None for parameter in flat.parameters]
         self._positions = {id(parameter): i for i, parameter in enumerate(flat.parameters)}

@@ -1,6 +1,6 @@
 """Comparison of vectorised with sequential training of the same clients, up to rounding.
 
-What rounding amounts to is not the same for every module: a step may amplify it. So where a difference is larger than
+What rounding amounts to is not the same for every module: a step may amplify it. So if a difference is larger than
 the last digits, the client is trained alone once more, from parameters that differ in their last bit: a difference of
 that size is rounding, a much larger one is not.
 """

@@ -117,7 +117,7 @@ def has_backward_hooks(module: nn.Module) -> bool:
 
 @contextmanager
 def no_metric_updates(module: nn.Module) -> Iterator[None]:
-    """Raise where a ``torchmetrics.Metric`` of the module is updated: its state would get all clients' values stacked.
+    """Raise if a ``torchmetrics.Metric`` of the module is updated: its state would get all clients' values stacked.
 
     Raises:
         CannotVectorize: Inside, at the call.

@@ -26,7 +26,7 @@ class ATOMO(Stage):
     as (out, in * kh * kw). A matrix that this would not make smaller goes whole.
 
     Args:
-        rank: Components to send (in the mean, where ``sampling`` is ``"unbiased"``). The paper on LBGM compares with 2.
+        rank: Components to send (in the mean, if ``sampling`` is ``"unbiased"``). The paper on LBGM compares with 2.
         sampling: ``"top"``: the largest ones, biased, so wrap it in ``ErrorFeedback``; ``"unbiased"``: at random, each
             with a probability proportional to its singular value as far as that is at most 1 (the choice of smallest
             variance), divided by it.
@@ -74,12 +74,12 @@ class ATOMO(Stage):
 def keep_probabilities(values: Tensor, budget: int) -> Tensor:
     """Return with which probability to keep each atom: proportional to its weight, at most 1, ``budget`` in sum.
 
-    This is the paper's Algorithm 1: where the proportional probability of the largest exceeds 1 it is kept for sure,
+    This is the paper's Algorithm 1: if the proportional probability of the largest exceeds 1 it is kept for sure,
     and the rest of the budget is spent on the others.
 
     Args:
         values: Weights of the atoms, decreasing, at least 0.
-        budget: Atoms to keep in the mean; all with a weight are kept where there are no more.
+        budget: Atoms to keep in the mean; all with a weight are kept if there are no more.
 
     Examples:
         >>> keep_probabilities(torch.tensor([8.0, 1.0, 1.0]), budget=2).tolist()

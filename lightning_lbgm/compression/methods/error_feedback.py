@@ -17,7 +17,7 @@ class ErrorFeedback(Stage):
     """Keep the residual of a stage, or of a chain of stages, and add it to the client's next update.
 
     With residual ``e`` and update ``g``: ``p = g + e`` is encoded, and ``e <- p - decode(encode(p))``. Around
-    ``LookBack`` the residual is ``p - rho * l`` where recycled and zero where refreshed.
+    ``LookBack`` the residual is ``p - rho * l`` if recycled and zero if refreshed.
 
     Args:
         stage: What to wrap, such as ``TopK(0.01)``, ``LookBack(0.7)`` or ``[TopK(0.1), LookBack(0.2)]``.

@@ -70,7 +70,7 @@ class LayerRecycling(Stage):
 
     Raises:
         TypeError: If it is not a whole number.
-        ValueError: If it is not positive; and in the first round, where there are no more tensors than that.
+        ValueError: If it is not positive; and in the first round, if there are no more tensors than that.
 
     Examples:
         >>> from lightning_lbgm import LBGMFederated

@@ -30,7 +30,7 @@ __all__ = ["LookBack"]
 
 
 class LookBack(Stage):
-    """Recycle the look-back gradient (LBGM): send a scalar where the update has kept its direction.
+    """Recycle the look-back gradient (LBGM): send a scalar if the update has kept its direction.
 
     Each client and the server hold the client's look-back gradients (LBGs) ``l_1 ... l_r``, its last updates that went
     in full; the paper has one. For a new update ``g``, with LBP error ``1 - |P g|^2 / |g|^2``, P the projection on
@@ -48,7 +48,7 @@ class LookBack(Stage):
 
     Args:
         threshold: delta in the paper, the largest LBP error that is recycled, in [0, 1]. 0 recycles nothing, not even
-            where the error rounds to 0, and equals sending everything; 1 recycles whenever there is an LBG. Also a
+            if the error rounds to 0, and equals sending everything; 1 recycles whenever there is an LBG. Also a
             function of the round (from 0), or ``TargetSavings(0.9)``.
         granularity: ``"model"``, one test on the whole update, as in the paper; or ``"layer"``, one test for each
             parameter tensor, as in the authors' code.
@@ -188,7 +188,7 @@ class LookBack(Stage):
     def _test(
         self, update: Payload, basis: Basis | None, products: Any, threshold: float, age: int
     ) -> tuple[float, list[float] | None]:
-        """Return the LBP error, and the LBCs or None where the update is to be sent in full."""
+        """Return the LBP error, and the LBCs or None if the update is to be sent in full."""
         if basis is None:
             return 1.0, None
         may_recycle = threshold > 0 and (self.max_age is None or age < self.max_age)
@@ -206,7 +206,7 @@ class LookBack(Stage):
         self._span.append(basis, kept, products, self.rank)
 
     def _kept(self, update: Payload) -> Payload:
-        """Return an update as it is kept: rounded, where that is smaller; packed signs are not."""
+        """Return an update as it is kept: rounded, if that is smaller; packed signs are not."""
         dtype = self.dtype
         if dtype is None or dtype.itemsize >= update.dtype.itemsize:
             return update

@@ -21,7 +21,7 @@ class PowerSGD(Stage):
     """Send two thin factors of each parameter matrix, from one step of power iteration; vectors go whole.
 
     ``rank * (n + m)`` numbers for a matrix of shape (n, m), as ``ATOMO``, without a decomposition: the iteration goes
-    on from the client's right factor of its last round, so it converges over rounds where updates resemble each other.
+    on from the client's right factor of its last round, so it converges over rounds if updates resemble each other.
     It is biased: wrap it in ``ErrorFeedback``.
 
     Args:

@@ -21,7 +21,7 @@ class Predicted(Payload):
     """Coefficients of past updates, and a correction: the number of coefficients, them, the correction's kind and body.
 
     Args:
-        coefficients: Shape ``(r,)``, in the update's dtype; empty where there is no past.
+        coefficients: Shape ``(r,)``, in the update's dtype; empty if there is no past.
         correction: What is added to the prediction.
         layout: The parameter tensors.
     """

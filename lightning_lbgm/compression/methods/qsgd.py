@@ -31,7 +31,7 @@ class Quantized(Payload):
         scales: What level s decodes to, one for each bucket.
         bits: Bits an entry, 2 to 8.
         bucket_size: Entries in a bucket.
-        phase: Entries of the first bucket that come before the first one here (where an update was cut).
+        phase: Entries of the first bucket that come before the first one here (if an update was cut).
         layout: The parameter tensors.
     """
 

@@ -116,7 +116,7 @@ def check_threshold(threshold: Threshold) -> Threshold:
         )
     if not 0 <= threshold <= 1:
         raise ValueError(
-            f"`LookBack(threshold=...)` must be in [0, 1], for it bounds a squared sine; got {threshold!r}."
+            f"`LookBack(threshold=...)` must be in [0, 1], because it bounds a squared sine; got {threshold!r}."
             " Use 0.2 for the paper's setting, 0 to send everything."
         )
     return float(threshold)

@@ -19,7 +19,7 @@ class TopK(Stage):
     """Send the entries of largest magnitude, over the whole update, and where they stand.
 
     ``k = max(1, round(fraction * M))`` values are sent, 32 bits each for ``float32``, and their indices in a compact
-    code (see ``Sparse``): about 7 bits each at 0.03. It is biased: wrap it in ``ErrorFeedback`` where the fraction is
+    code (see ``Sparse``): about 7 bits each at 0.03. It is biased: wrap it in ``ErrorFeedback`` if the fraction is
     small.
 
     Args:

@@ -193,7 +193,7 @@ def test_what_another_logger_does_not_take_is_kept_in_its_folder(tmp_path):
     assert len(told) == 1
     assert "unknown params" in told[0]
     assert json.loads((folder / "settings.json").read_text())["federated"]["num_clients"] == 3
-    kept = pd.read_csv(folder / "metrics.csv")
+    kept = pd.read_csv(folder / "metrics.csv", float_precision="round_trip")
     names = {name for name in trainer.callback_metrics if name.startswith(OURS)}
     assert set(kept["metric"]) == names
     for name in ("comm/uplink_bytes_total", "convergence/gap_norm"):
@@ -215,7 +215,7 @@ def test_a_loggers_own_way_to_log_is_used(make_logger, tmp_path):
     logger = make_logger(kind=PickyMLFlow)
     _, told = train(tmp_path, logger)
     assert steps(logger) == [0, 2, 3]
-    kept = pd.read_csv(kept_folder(tmp_path, logger) / "metrics.csv")
+    kept = pd.read_csv(kept_folder(tmp_path, logger) / "metrics.csv", float_precision="round_trip")
     assert kept["step"].unique().tolist() == [1]
     assert len(told) == 1
 
@@ -225,7 +225,7 @@ def test_what_the_thread_cannot_send_is_kept(make_logger, tmp_path):
     logger = make_logger(prefix="p" * 230)
     trainer, told = train(tmp_path, logger)
     assert len(steps(logger, f"{'p' * 230}-train/loss")) == trainer.global_step == 4
-    kept = pd.read_csv(kept_folder(tmp_path, logger) / "metrics.csv")
+    kept = pd.read_csv(kept_folder(tmp_path, logger) / "metrics.csv", float_precision="round_trip")
     assert kept[kept["metric"] == "comm/savings"]["step"].tolist() == [0, 1, 2, 3]
     assert len(told) == 1
 

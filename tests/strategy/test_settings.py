@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -104,6 +105,7 @@ def test_a_validation_interval_longer_than_an_epoch_speaks_of_rounds(fit):
     with pytest.raises(Exception, match=message.format(3, 6)):
         run(6, val_check_interval=5, limit_train_batches=0.5)
     assert run(val_check_interval=5, check_val_every_n_epoch=None) == 3
-    assert run(val_check_interval=5, limit_val_batches=0) == 3
+    if not pl.__version__.startswith("2.6.0"):  # which refuses it itself
+        assert run(val_check_interval=5, limit_val_batches=0) == 3
     assert run(5, val_check_interval=5) == 15
     assert run(val_check_interval=0.25) == 3

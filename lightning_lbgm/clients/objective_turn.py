@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState
 from lightning_lbgm.clients.vmap.guards import CannotVectorize
 from lightning_lbgm.core.flat import FlatParameters
+from lightning_lbgm.core.nested import map_leaves
 
 __all__ = [
     "ObjectiveTurn",
@@ -125,15 +126,15 @@ def copy_state(state: Any) -> Any:
     Raises:
         TypeError: If it has anything else than tensors, numbers, strings, dicts and lists.
     """
-    if isinstance(state, dict):
-        return {key: copy_state(item) for key, item in state.items()}
-    if isinstance(state, list):
-        return [copy_state(item) for item in state]
-    if isinstance(state, Tensor):
-        return state.detach().clone()
-    if isinstance(state, _PLAIN):
-        return state
-    raise _no_state(state)
+    return map_leaves(state, _copy_leaf)
+
+
+def _copy_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    if isinstance(leaf, _PLAIN):
+        return leaf
+    raise _no_state(leaf)
 
 
 def _no_state(value: Any) -> TypeError:
@@ -176,11 +177,7 @@ def stack_states(states: Sequence[Any]) -> Any:
 
 def state_at(state: Any, position: int) -> Any:
     """Return a copy of one client's part of a stacked state."""
-    if isinstance(state, dict):
-        return {key: state_at(item, position) for key, item in state.items()}
-    if isinstance(state, list):
-        return [state_at(item, position) for item in state]
-    return state[position].detach().clone() if isinstance(state, Tensor) else state
+    return map_leaves(state, lambda leaf: leaf[position].detach().clone() if isinstance(leaf, Tensor) else leaf)
 
 
 def check_stacked(state: Any, num_clients: int) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.compression.context import State
+from lightning_lbgm.core.nested import map_leaves
 
 __all__ = [
     "ClientFiles",
@@ -84,7 +85,7 @@ class ClientFiles(MutableMapping[int, State]):
                 return origin[2]
             return self._write(tensor)
 
-        skeleton = _to_skeleton(state, write)
+        skeleton = map_leaves(state, lambda leaf: write(leaf) if isinstance(leaf, Tensor) else leaf)
         self._skeletons[client_id] = pickle.dumps(skeleton)
         self._delete(before - set(_files_in(skeleton)))
 
@@ -220,14 +221,6 @@ def remove_clients(checkpoint_path: Any) -> None:
 
 def _names(index: dict[str, Any]) -> set[str]:
     return {name for skeleton in index["skeletons"].values() for name in _files_in(skeleton)}
-
-
-def _to_skeleton(value: Any, write: Any) -> Any:
-    if isinstance(value, Tensor):
-        return write(value)
-    if isinstance(value, dict):
-        return {key: _to_skeleton(item, write) for key, item in value.items()}
-    return [_to_skeleton(item, write) for item in value] if isinstance(value, list) else value
 
 
 def _from_skeleton(value: Any, read: Any) -> Any:

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_lbgm.core.nested import map_leaves
+
 __all__ = ["ProcessGroupWorld", "World", "to_device"]
 
 Move = tuple[int, int, int]  # client, from rank, to rank
@@ -134,13 +136,7 @@ class ProcessGroupWorld(World):
 
 def to_device(value: Any, device: torch.device | str) -> Any:
     """Move the tensors in nested built-ins."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, list):
-        return [to_device(item, device) for item in value]
-    return value
+    return map_leaves(value, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
 
 
 def _checked(parts: list[Any], purpose: str) -> list[Any]:

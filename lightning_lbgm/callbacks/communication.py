@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_lbgm._compat.progress_bar import ClientProgress
-from lightning_lbgm.callbacks.base import FederatedCallback, FederatedStrategy, strategy_of
+from lightning_lbgm.callbacks.base import FederatedStrategy, strategy_of
 from lightning_lbgm.callbacks.outputs import MetricCurve, writes_files
-from lightning_lbgm.callbacks.run_outputs import after_an_error, log_round, outputs_of, start_outputs
+from lightning_lbgm.callbacks.run_outputs import log_round, outputs_of
+from lightning_lbgm.callbacks.writing import WritingCallback
 from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.compression.methods.error_feedback import ErrorFeedback
 from lightning_lbgm.compression.methods.lookback import LookBack
@@ -33,7 +34,7 @@ _PROGRESS_SECONDS = 0.2
 _IN_PROGRESS_BAR = ("comm/savings", "lbgm/recycled_fraction")
 
 
-class LBGMCallback(FederatedCallback):
+class LBGMCallback(WritingCallback):
     """Log what a federation sends, and draw it. ``LBGMFederated`` adds one if you pass none.
 
     Every round, in every logger with the round as the step, and in ``trainer.callback_metrics`` (so that
@@ -75,12 +76,6 @@ class LBGMCallback(FederatedCallback):
         self._progress_at = 0.0
 
     # Hooks
-
-    @override
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            start_outputs(trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,19 +126,6 @@ class LBGMCallback(FederatedCallback):
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._add_point(trainer)
-
-    @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer)
-
-    @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        with after_an_error():
-            self._finish(trainer)
-
-    @override
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        outputs_of(trainer).finish()
 
     @override
     def state_dict(self) -> dict[str, Any]:

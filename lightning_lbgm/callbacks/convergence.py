@@ -10,9 +10,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from lightning_lbgm.callbacks.base import FederatedCallback, strategy_of
+from lightning_lbgm.callbacks.base import strategy_of
 from lightning_lbgm.callbacks.outputs import writes_files
-from lightning_lbgm.callbacks.run_outputs import after_an_error, log_round, outputs_of, start_outputs
+from lightning_lbgm.callbacks.run_outputs import log_round, outputs_of
+from lightning_lbgm.callbacks.writing import WritingCallback
 from lightning_lbgm.figures.convergence import draw_convergence
 from lightning_lbgm.reports.history import Curves, Merge
 from lightning_lbgm.reports.metrics import convergence_metrics
@@ -24,7 +25,7 @@ _FIGURE = "convergence.png"
 _BINS: tuple[Merge, ...] = ("last", "mean", "max", "mean")  # of round, mean and max sent error, relative gap
 
 
-class ConvergenceMonitor(FederatedCallback):
+class ConvergenceMonitor(WritingCallback):
     r"""Log what the paper's convergence result is about, and draw it.
 
     Theorem 1 of Azam et al. (ICLR 2022, arXiv 2202.00280) assumes that in every round, for every client k,
@@ -92,7 +93,6 @@ class ConvergenceMonitor(FederatedCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             strategy_of(trainer).measure_errors = True
-            start_outputs(trainer)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -122,19 +122,6 @@ class ConvergenceMonitor(FederatedCallback):
             self._history.append((report.round_index, mean, largest, gap))
         if self.bound is not None and largest > self.bound:
             self._warn_of_bound(report, metrics)
-
-    @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer)
-
-    @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        with after_an_error():
-            self._finish(trainer)
-
-    @override
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        outputs_of(trainer).finish()
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -73,13 +73,13 @@ class RoundStart:
     """What clients start a round from.
 
     Attributes:
-        server_params: Global parameters theta, shape ``(M,)``.
+        params: What clients hold of the global parameters theta, shape ``(M,)``: theta itself without a downlink chain.
         seed: The run's seed.
         own_buffers: Returns the buffers that a client has kept for itself, or None.
         objective_state: Returns the state of a client's local objective, not to be changed, or None.
     """
 
-    server_params: Tensor
+    params: Tensor
     seed: int
     own_buffers: Callable[[int], dict[str, Tensor] | None]
     objective_state: Callable[[int], ObjectiveState | None] = lambda client_id: None

@@ -115,9 +115,9 @@ def _own_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
     return gradients
 
 
-def start_tensors(flat: FlatParameters, server_params: Tensor) -> list[Tensor]:
+def start_tensors(flat: FlatParameters, start_params: Tensor) -> list[Tensor]:
     """Return global parameters, shape ``(M,)``, in the shapes and dtypes of the module's, not copied if they agree."""
-    return [view.to(parameter.dtype) for view, parameter in zip(flat.views(server_params), flat.parameters)]
+    return [view.to(parameter.dtype) for view, parameter in zip(flat.views(start_params), flat.parameters)]
 
 
 def copy_state(state: Any) -> Any:

@@ -61,14 +61,14 @@ class SequentialTrainer:
             seed: Seed of what its steps draw. None: a function of the run's seed, the round and the client.
         """
         own = start.own_buffers(client_id)
-        self.flat.write(start.server_params)
+        self.flat.write(start.params)
         self._buffers.load(own)
         seed = derive_seed(start.seed, "client", round_index, client_id) if seed is None else seed
         seed_global_rng(seed, self.flat.device)
         objective, state = self._loop.objective, None
         try:
             if objective is not None:
-                tensors = start_tensors(self.flat, start.server_params)
+                tensors = start_tensors(self.flat, start.params)
                 objective.begin(tensors, state_of(objective.objective, tensors, start.objective_state(client_id)))
             local = self._loop.train(batches)
             if objective is not None:
@@ -76,12 +76,12 @@ class SequentialTrainer:
         except Exception as error:
             add_client(error, round_index, client_id, self._loop.step_index, self.capture.batch_size)
             raise
-        update = self.flat.update_from(start.server_params, self._update)
+        update = self.flat.update_from(start.params, self._update)
         return ClientUpdate(client_id, local, update, self._buffers.changed(own=own), state)
 
     def load(self, start: RoundStart) -> None:
         """Put what the round starts from into the module."""
-        self.flat.write(start.server_params)
+        self.flat.write(start.params)
         self._buffers.load()
 
     def changed_in_module(self, frozen_only: bool = False) -> str | None:

@@ -109,7 +109,7 @@ class VectorizedTrainer:
             return
         for position, (client_id, _) in enumerate(chunk):
             self.capture.replay(result.log, position)
-            yield self._chunks.update_of(result, position, client_id, start.server_params)
+            yield self._chunks.update_of(result, position, client_id, start.params)
 
     def _train_at_once(self, round_index: int, chunk: list[_Client], start: RoundStart) -> ChunkResult | None:
         """Return the chunk's result, or None if the chunk cannot be trained at once."""
@@ -142,7 +142,7 @@ class VectorizedTrainer:
             proof = Proof(self._sequential, self._chunks, start, round_index, reached)
             if self._drew:
                 seed = derive_seed(start.seed, "proof", round_index)
-                seed_global_rng(seed, start.server_params.device)
+                seed_global_rng(seed, start.params.device)
                 alike = self._run_chunk(chunk, start, check=False, draw_alike=True)
                 proof.compare(alike, chunk, compare, seed)
                 result = self._attempt(round_index, chunk, start)
@@ -152,7 +152,7 @@ class VectorizedTrainer:
         return result
 
     def _attempt(self, round_index: int, chunk: list[_Client], start: RoundStart, watch: bool = False) -> ChunkResult:
-        device = start.server_params.device
+        device = start.params.device
         seed_global_rng(derive_seed(start.seed, "chunk", round_index, *[client_id for client_id, _ in chunk]), device)
         generators = GlobalGenerators(device, torch_alone=not watch)
         result = self._run_chunk(chunk, start, check=watch)
@@ -169,13 +169,13 @@ class VectorizedTrainer:
         batches = (stack(step) for step in zip(*[drawn for _, drawn in chunk]))
         names = self.capture.argument_names
         states = [self._state_of(client_id, start) for client_id, _ in chunk]
-        return self._chunks.train(self._step, batches, own, start.server_params, names, check, draw_alike, states)
+        return self._chunks.train(self._step, batches, own, start.params, names, check, draw_alike, states)
 
     def _state_of(self, client_id: int, start: RoundStart) -> ObjectiveState:
         objective, flat = self._step.objective, self._sequential.flat
         if objective is None:
             return {}
-        return state_of(objective, start_tensors(flat, start.server_params), start.objective_state(client_id))
+        return state_of(objective, start_tensors(flat, start.params), start.objective_state(client_id))
 
     def _shapes_of(self, client_id: int, batches: list[LocalBatch], start: RoundStart) -> tuple[object, ...] | None:
         try:

@@ -21,6 +21,7 @@ class Chain(Stage):
 
     Args:
         stages: The stages. A terminal one, such as ``LookBack``, can only stand last.
+        setting: The argument of the strategy that they are for, for errors.
 
     Raises:
         TypeError: If an element is not a stage.
@@ -28,12 +29,12 @@ class Chain(Stage):
             ``LayerRecycling`` stands behind a stage that has to decode.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], setting: str = "uplink") -> None:
         if isinstance(stages, str) or not isinstance(stages, Sequence):
-            raise _not_a_stage(stages)
+            raise _not_a_stage(setting, stages)
         for stage in stages:
             if not isinstance(stage, Stage):
-                raise _not_a_stage(stage)
+                raise _not_a_stage(setting, stage)
         for stage, following in itertools.pairwise(stages):
             if stage.terminal:
                 raise ValueError(
@@ -150,11 +151,11 @@ def _only(name: str, values: list[Any], default: Any) -> Any:
     return values[0] if values else default
 
 
-def as_chain(stages: Stage | Sequence[Stage]) -> Chain:
-    """Make a chain of one stage or of several."""
+def as_chain(stages: Stage | Sequence[Stage], setting: str = "uplink") -> Chain:
+    """Make a chain of one stage or of several, for an argument of the strategy that errors name."""
     if isinstance(stages, Chain):
         return stages
-    return Chain([stages] if isinstance(stages, Stage) else stages)
+    return Chain([stages] if isinstance(stages, Stage) else stages, setting)
 
 
 def inner_chain(owner: str, name: str, stages: Stage | Sequence[Stage], *, whole: bool = False) -> Chain:
@@ -183,8 +184,8 @@ def inner_chain(owner: str, name: str, stages: Stage | Sequence[Stage], *, whole
     return chain
 
 
-def _not_a_stage(value: object) -> TypeError:
+def _not_a_stage(setting: str, value: object) -> TypeError:
     return TypeError(
-        "`uplink` takes stages such as `[TopK(0.1), LookBack(0.2)]`, and `[]` for FedAvg; got"
+        f"`{setting}` takes stages such as `[TopK(0.1), LookBack(0.2)]`, and `[]` for FedAvg; got"
         f" {value!r}, a {type(value).__name__}.{class_hint(value, Stage)}"
     )

@@ -100,12 +100,12 @@ class FlatParameters:
             parameter.copy_(view)
 
     @torch.no_grad()
-    def update_from(self, server_params: Tensor, out: Tensor) -> Tensor:
-        """Write the client update ``server_params - local_params`` into ``out`` and return it.
+    def update_from(self, start_params: Tensor, out: Tensor) -> Tensor:
+        """Write the client update ``start_params - local_params`` into ``out`` and return it.
 
         The sign makes the update a descent direction (a pseudo-gradient): with plain SGD it is the client learning
         rate times the sum of the local gradients.
         """
-        for server, parameter, view in zip(self.views(server_params), self.parameters, self.views(out)):
+        for server, parameter, view in zip(self.views(start_params), self.parameters, self.views(out)):
             torch.sub(server, parameter, out=view)
         return out

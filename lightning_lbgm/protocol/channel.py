@@ -80,7 +80,7 @@ class SharedChannel(Channel):
         self, client_id: int, update: Dense, buffers: Mapping[str, Tensor], context: Context, state: State
     ) -> Received:
         encoded = self.uplink.encode(update, state, context)
-        bits = count_bits(encoded.payload, buffers)
+        bits = count_bits(encoded.payload.num_bits, buffers)
         return Received(encoded.decoded, dict(buffers), bits, encoded.decision)
 
     def forget(self, state: State) -> None:

@@ -21,7 +21,7 @@ from lightning_lbgm.compression.context import Context, Decision, State
 from lightning_lbgm.compression.stage import Encoded, Stage
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.protocol.message import Message, MessageError
+from lightning_lbgm.protocol.message import Message, MessageError, check_buffers
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 
 __all__ = ["ClientEnd", "Received", "Rejection", "ServerEnd"]
@@ -181,7 +181,7 @@ class ServerEnd:
     ) -> None:
         self.uplink = as_chain(uplink)
         self.layout = Layout.of(layout)
-        self._buffers = {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in (buffers or {}).items()}
+        self._buffers = dict(buffers or {})
         self._clients: dict[int, State] = {}
         self._recency = LeastRecentlyUsed(capacity or self.uplink.capacity)
 
@@ -209,7 +209,7 @@ class ServerEnd:
             raise MessageError(
                 f"The message holds an update of {message.payload.size} entries, not {self.layout.size}."
             )
-        self._check_buffers(message.buffers)
+        check_buffers(message.buffers, self._buffers, "ServerEnd")
         state = self._clients.get(message.client_id) or new_state(self.uplink)
         name = f"Client {message.client_id}, message {message.sequence}:"
         if message.round_index != round_index or message.sequence <= state["sequence"]:
@@ -238,17 +238,6 @@ class ServerEnd:
         version = message.state_version or state["memory"]
         self._clients[message.client_id] = {"sequence": message.sequence, "memory": version, "uplink": stages}
         return Received(update, dict(message.buffers), message.num_bits)
-
-    def _check_buffers(self, buffers: Mapping[str, Tensor]) -> None:
-        for name, buffer in buffers.items():
-            found, wanted = (tuple(buffer.shape), buffer.dtype), self._buffers.get(name)
-            if wanted is None:
-                raise MessageError(
-                    f"The message has the buffer {name!r}; known are {sorted(self._buffers)}. Pass the module's float"
-                    " buffers as `ServerEnd(buffers=...)`."
-                )
-            if found != wanted:
-                raise MessageError(f"The message has the buffer {name!r} of shape and dtype {found}, not {wanted}.")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, made of built-ins and tensors (shared, not copied)."""

@@ -14,7 +14,7 @@ from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.codec import DTYPES, MAX_SIZE, MessageError, Reader, Writer, dtype_code, varint_size
 
-__all__ = ["HEADER_BYTES", "Message", "MessageError", "count_bits"]
+__all__ = ["HEADER_BYTES", "Message", "MessageError", "check_buffers", "count_bits"]
 
 _FORMAT_VERSION = 1
 _HAS_BUFFERS = 0x80  # in the byte of the dtype
@@ -64,7 +64,7 @@ class Message:
     @property
     def num_bits(self) -> int:
         """Bits sent: all but the header, which has ``HEADER_BYTES`` bytes whatever is sent."""
-        return count_bits(self.payload, self.buffers)
+        return count_bits(self.payload.num_bits, self.buffers)
 
     def to_bytes(self) -> bytes:
         """Return the binary form, which docs/uplink.md describes.
@@ -132,13 +132,34 @@ class Message:
         return Message(client_id, payload, buffers, round_index, sequence, base, state)
 
 
-def count_bits(payload: Payload, buffers: Mapping[str, Tensor]) -> int:
-    """Return ``Message.num_bits`` of a payload and the buffers sent with it, without making the message."""
-    bits = payload.num_bits
+def count_bits(bits: int, buffers: Mapping[str, Tensor]) -> int:
+    """Return ``Message.num_bits`` of a payload of ``bits`` and the buffers sent with it, without making the message."""
     if buffers:
         bits += 8 * varint_size(bits // 8)
         bits += sum(8 * (_framing_bytes(name, tensor) + tensor.nbytes) for name, tensor in buffers.items())
     return bits
+
+
+def check_buffers(buffers: Mapping[str, Tensor], known: Mapping[str, Tensor], owner: str) -> None:
+    """Refuse a message's buffers that the module does not have in that shape and dtype.
+
+    Args:
+        buffers: The message's.
+        known: The module's; their values do not count.
+        owner: The class that was told of them, for errors.
+
+    Raises:
+        MessageError: If one is not known, or different.
+    """
+    for name, buffer in buffers.items():
+        if name not in known:
+            raise MessageError(
+                f"The message has the buffer {name!r}; known are {sorted(known)}. Pass the module's float buffers as"
+                f" `{owner}(buffers=...)`."
+            )
+        found, wanted = ((tuple(one.shape), one.dtype) for one in (buffer, known[name]))
+        if found != wanted:
+            raise MessageError(f"The message has the buffer {name!r} of shape and dtype {found}, not {wanted}.")
 
 
 def _framing_bytes(name: str, tensor: Tensor) -> int:

@@ -20,6 +20,7 @@ class Ledger:
         uplink_bits: Sent by clients.
         dense_uplink_bits: What FedAvg would have sent: every update in full, from the same clients.
         downlink_bits: Sent by the server.
+        dense_downlink_bits: What FedAvg's server would have sent: the whole model, to the same clients.
 
     Examples:
         >>> Ledger(uplink_bits=10, dense_uplink_bits=40).savings
@@ -29,6 +30,12 @@ class Ledger:
     uplink_bits: int = 0
     dense_uplink_bits: int = 0
     downlink_bits: int = 0
+    dense_downlink_bits: int = 0
+
+    @staticmethod
+    def from_state(state: dict[str, int]) -> Ledger:
+        """Go on from ``state_dict``, also of a run from before there were stages on the downlink."""
+        return Ledger(**{"dense_downlink_bits": state["downlink_bits"], **state})
 
     def record(self, report: RoundReport) -> None:
         """Add one round."""
@@ -36,11 +43,23 @@ class Ledger:
             self.uplink_bits += client.uplink_bits
             self.dense_uplink_bits += client.dense_bits
             self.downlink_bits += client.downlink_bits
+            self.dense_downlink_bits += client.dense_downlink_bits
 
     @property
     def savings(self) -> float:
         """One minus the uplink so far over what FedAvg would have sent by now; 0 before anything was sent."""
         return 1 - self.uplink_bits / self.dense_uplink_bits if self.dense_uplink_bits else 0.0
+
+    @property
+    def total_bits(self) -> int:
+        """Sent in both directions."""
+        return self.uplink_bits + self.downlink_bits
+
+    @property
+    def total_savings(self) -> float:
+        """One minus all that was sent so far, in both directions, over what FedAvg would have sent by now; else 0."""
+        dense = self.dense_uplink_bits + self.dense_downlink_bits
+        return 1 - self.total_bits / dense if dense else 0.0
 
     @property
     def uplink_floats(self) -> float:

@@ -18,15 +18,31 @@ def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
         "comm/uplink_bytes": report.uplink_bits / 8,
         "comm/uplink_bytes_total": ledger.uplink_bits / 8,
         "comm/uplink_floats_total": ledger.uplink_floats,
+        "comm/downlink_bytes": report.downlink_bits / 8,
         "comm/downlink_bytes_total": ledger.downlink_bits / 8,
+        "comm/total_bytes_total": ledger.total_bits / 8,
         "comm/savings": ledger.savings,
+        "comm/total_savings": ledger.total_savings,
         "lbgm/recycled_fraction": report.recycled_fraction,
         "lbgm/lbp_error_mean": report.lbp_error_mean,
         "lbgm/threshold": report.threshold,
         "fl/cohort_size": float(len(report.clients)),
         "fl/update_norm": report.update_norm,
         "fl/rejected_clients": float(report.num_rejected),
+        **_broadcast_metrics(report),
         **{f"client/{name}": value for name, value in report.client_metrics.items()},
+    }
+
+
+def _broadcast_metrics(report: RoundReport) -> dict[str, float]:
+    if report.broadcast is None:
+        return {}
+    decision = report.broadcast.decision
+    recycled = {"lbgm/downlink_recycled_fraction": sum(decision.recycled) / len(decision.recycled)} if decision else {}
+    return {
+        "comm/downlink_error": report.broadcast.error,
+        "comm/whole_models": float(report.num_whole_models),
+        **recycled,
     }
 
 
@@ -42,10 +58,12 @@ def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
             "lbp_error": client.lbp_error,
             "lbc": sum(coefficients) / len(coefficients) if coefficients else float("nan"),
             "uplink_bytes": client.uplink_bits / 8,
+            "downlink_bytes": client.downlink_bits / 8,
             "update_norm": client.update_norm,
             "loss": client.loss,
             "num_examples": client.num_examples,
             "local_steps": client.local_steps,
+            **_broadcast_metrics(report),
             **{f"client/{name}": client.metrics.get(name, math.nan) for name in names},
         }
 

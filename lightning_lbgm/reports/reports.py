@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightning_lbgm.compression.context import Decision
+from lightning_lbgm.protocol.broadcast import Broadcast
 
 __all__ = ["AggregateError", "ClientReport", "RoundReport"]
 
@@ -24,6 +25,8 @@ class ClientReport:
         uplink_bits: Bits that it sent.
         dense_bits: Bits that FedAvg would have sent for it.
         downlink_bits: Bits that it received.
+        dense_downlink_bits: Bits of the whole model, which FedAvg would have sent to it.
+        whole_model: Whether it received the whole model.
         decision: The look-back tests' outcome, or None if none was made.
         rejected: Whether it was left out, because its update was not finite or did not reach the server.
         squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN if it was not measured, or rejected.
@@ -38,6 +41,8 @@ class ClientReport:
     uplink_bits: int
     dense_bits: int
     downlink_bits: int
+    dense_downlink_bits: int = 0
+    whole_model: bool = True
     decision: Decision | None = None
     rejected: bool = False
     squared_error: float = math.nan
@@ -85,12 +90,24 @@ class RoundReport:
         clients: The cohort's reports, in order of client.
         update_norm: L2 norm of the aggregated update, the server's pseudo-gradient.
         error: What compression cost the aggregated update; None if it was not measured, or nothing was received.
+        broadcast: What the server sent to all clients; None if each gets the whole model anyway.
     """
 
     round_index: int
     clients: tuple[ClientReport, ...]
     update_norm: float
     error: AggregateError | None = None
+    broadcast: Broadcast | None = None
+
+    @property
+    def downlink_bits(self) -> int:
+        """Bits that the cohort received."""
+        return sum(client.downlink_bits for client in self.clients)
+
+    @property
+    def num_whole_models(self) -> int:
+        """Clients that received the whole model."""
+        return sum(client.whole_model for client in self.clients)
 
     @property
     def uplink_bits(self) -> int:

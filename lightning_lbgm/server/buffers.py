@@ -78,13 +78,13 @@ class Buffers:
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @property
-    def downlink_bits(self) -> int:
-        """Bits that the server sends to one client with the parameters: float buffers, and what else was averaged."""
+    def downlink(self) -> dict[str, Tensor]:
+        """What the server sends to a client with the parameters, by name: float buffers, and what else was averaged."""
         if self.mode == "client":
-            return 0
+            return {}
         values = self._state.values
         sent = {name for name in self._kept & values.keys() if values[name].is_floating_point()} | self._moving
-        return sum(8 * values[name].nbytes for name in sent & values.keys())
+        return {name: values[name] for name in sorted(sent & values.keys())}
 
     def begin_round(self) -> None:
         """Remember the module's buffers as the server's."""

@@ -104,6 +104,8 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
         parts = world.gather_to_first(to_device(clients, "cpu"), "clients' state")
         if world.rank == 0:
             clients = dict(sorted(item for part in parts for item in part.items()))
+    undo = federation.undo if federation.in_round else None
+    downlink = federation.downlink.state_dict() if undo is None else undo.downlink
     return {
         "version": VERSION,
         "round_index": federation.round_index,
@@ -114,6 +116,7 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
         "buffers": federation.buffers.state_dict(),
         "clients": {"folder": str(clients_folder), "skeletons": clients} if on_disk else clients,
         "uses": federation.recency.order,
+        **({"downlink": downlink} if downlink else {}),
     }
 
 
@@ -128,12 +131,14 @@ def load(federation: FederationState, state: dict[str, Any], work: Mapping[int, 
     device, world = federation.flat.device, federation.world
     federation.round_index = state["round_index"]
     federation.seed = state["seed"]
-    federation.ledger = Ledger(**state["ledger"])
+    federation.ledger = Ledger.from_state(state["ledger"])
     federation.server.load_state_dict(state["server"])
     federation.shared = to_device(state["uplink"], device)
     federation.recency = LeastRecentlyUsed(federation.recency.capacity, state.get("uses", []))
     if "buffers" in state:  # checkpoints of earlier versions have none
         federation.buffers.load_state_dict(state["buffers"])
+    if "downlink" in state:
+        federation.downlink.load_state_dict(to_device(state["downlink"], device))
     clients = state["clients"]
     on_disk = is_index(clients)
     ids = sorted(clients["skeletons"] if on_disk else clients)

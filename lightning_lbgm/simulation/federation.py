@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,7 +18,9 @@ from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.core.rng import isolated_rng
 from lightning_lbgm.data.rounds import Round
 from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.protocol.broadcast import Delivery
 from lightning_lbgm.protocol.channel import Channel, SharedChannel
+from lightning_lbgm.protocol.downlink import Downlink, WholeModel
 from lightning_lbgm.protocol.endpoints import Received
 from lightning_lbgm.protocol.message import count_bits
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
@@ -29,7 +31,7 @@ from lightning_lbgm.server.compression_error import CompressionError
 from lightning_lbgm.server.server import Server
 from lightning_lbgm.simulation.client_store import open_client_states
 from lightning_lbgm.simulation.placement import take_share
-from lightning_lbgm.simulation.round_parts import MeanLoss, client_weights, round_result
+from lightning_lbgm.simulation.round_parts import MeanLoss, client_report, client_weights, round_result
 from lightning_lbgm.simulation.undo import RoundUndo
 from lightning_lbgm.simulation.world import World
 
@@ -54,6 +56,7 @@ class Federation:
         seed: The run's seed.
         world: The processes. None: this one alone.
         channel: The way from a client to the server, with the same stages. None: a ``SharedChannel``.
+        downlink: The way from the server to the clients. None: each gets the whole model.
         store: Where clients' states are kept: ``"memory"`` or a directory.
         capacity: Clients of which both ends remember what was sent; None: all.
     """
@@ -69,12 +72,14 @@ class Federation:
         world: World | None = None,
         *,
         channel: Channel | None = None,
+        downlink: Downlink | None = None,
         store: str = "memory",
         capacity: int | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
         self.channel = channel or SharedChannel(uplink)
+        self.downlink = downlink or WholeModel()
         self.server = server
         self.buffers = buffers
         self.weighting = weighting
@@ -87,6 +92,7 @@ class Federation:
         self.recency = LeastRecentlyUsed(capacity)
         self.shared = uplink.init_shared()
         self._errors: CompressionError | None = None  # if they are measured
+        self._deliveries: dict[int, Delivery] = {}  # of the round at hand
         self._reports: list[ClientReport] = []
         self.undo: RoundUndo | None = None  # until the round is final
         self.in_round = False  # whether the client phase has begun and the server has not stepped yet
@@ -124,8 +130,8 @@ class Federation:
         for client_id in self.recency.begin(round_.cohort):
             self._forget(client_id)
         loss = MeanLoss(self.flat.device)
-        start = RoundStart(self.server.server_params, self.seed, self._own_buffers, self._objective_state)
         try:
+            start = RoundStart(self._send_down(round_.cohort), self.seed, self._own_buffers, self._objective_state)
             share = take_share(round_, self.placement, self.clients, self.world, self.flat.device)
             with isolated_rng(self.flat.device):
                 for update in trainer.run(share, start):
@@ -149,6 +155,13 @@ class Federation:
             self.roll_back()
             raise
         return loss.value()
+
+    def _send_down(self, cohort: Sequence[int]) -> Tensor:
+        """Bring the cohort up to date, on every rank because it concerns all, and return what it holds then."""
+        context = Context(self.round_index, {}, self.seed)
+        held = self.downlink.begin_round(self.server.server_params, context, self.buffers.downlink)
+        self._deliveries = {client_id: self.downlink.deliver(client_id) for client_id in cohort}
+        return held
 
     def _combine(self, capture: RoundLog, weights: Mapping[int, float], loss: MeanLoss) -> None:
         """Make of every rank's client phase the whole round's, the same on every rank."""
@@ -186,7 +199,7 @@ class Federation:
         error = self._errors.finish(mean_update, self.server.total_weight) if self._errors is not None else None
         norm = self.server.step()
         self.buffers.finish_round(self.server.total_weight)
-        report = RoundReport(self.round_index, tuple(self._reports), norm, error)
+        report = RoundReport(self.round_index, tuple(self._reports), norm, error, self.downlink.last)
         self.ledger.record(report)
         self.recency.finish()
         self.round_index += 1
@@ -254,12 +267,11 @@ class Federation:
 
     @torch.no_grad()
     def _send(self, result: ClientUpdate, num_examples: int, weight: float) -> ClientReport:
-        client_id, local = result.client_id, result.local
+        client_id = result.client_id
         assert self.undo is not None
         known = self.clients.get(client_id)
         self.undo.remember(client_id, known)
-        update = Dense(result.update, self.flat.layout)
-        buffers = result.buffers
+        update, buffers = Dense(result.update, self.flat.layout), result.buffers
         squared_norm = update.squared_norm()
         finite = math.isfinite(squared_norm) or update.is_finite()  # the norm alone may overflow
         received: Received | None = None
@@ -280,21 +292,9 @@ class Federation:
                     squared_error = self._errors.receive(result.update, received.update, weight)
                 if received.buffers:
                     self.buffers.receive(received.buffers, weight)
-                dense_bits = count_bits(update, buffers)
+                dense_bits = count_bits(update.num_bits, buffers)
             self.clients[client_id] = state
             self.undo.settle(client_id, state)
-        decision = received.decision if received is not None else None
-        return ClientReport(
-            client_id=client_id,
-            num_examples=num_examples,
-            local_steps=local.num_steps,
-            loss=float(local.loss_sum) / local.num_examples if local.loss_sum is not None else math.nan,
-            update_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
-            uplink_bits=received.bits if received is not None else 0,
-            dense_bits=dense_bits,
-            downlink_bits=8 * self.server.server_params.nbytes + self.buffers.downlink_bits,
-            decision=decision,
-            rejected=received is None,
-            squared_error=squared_error,
-            metrics={**local.metrics, **(decision.metrics if decision is not None else {})},
+        return client_report(
+            result, num_examples, squared_norm, received, dense_bits, self._deliveries[client_id], squared_error
         )

@@ -9,13 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_lbgm.clients.base import LocalResult
+from lightning_lbgm.clients.base import ClientUpdate, LocalResult
 from lightning_lbgm.compression.context import RoundResult
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.data.rounds import Round
+from lightning_lbgm.protocol.broadcast import Delivery
+from lightning_lbgm.protocol.endpoints import Received
 from lightning_lbgm.reports.reports import ClientReport
 
-__all__ = ["MeanLoss", "client_weights", "round_result"]
+__all__ = ["MeanLoss", "client_report", "client_weights", "round_result"]
 
 
 def client_weights(round_: Round, weighting: Literal["examples", "uniform"]) -> dict[int, float]:
@@ -54,6 +56,46 @@ class MeanLoss:
     def value(self) -> Tensor:
         """Return the mean, shape ``()``; NaN if there was no step."""
         return self._sum / self._weight if self._weight else self._sum * math.nan
+
+
+def client_report(
+    result: ClientUpdate,
+    num_examples: int,
+    squared_norm: float,
+    received: Received | None,
+    dense_bits: int,
+    delivery: Delivery,
+    squared_error: float,
+) -> ClientReport:
+    """Return the report of a client's part in a round.
+
+    Args:
+        result: What its training came to.
+        num_examples: Examples in its partition.
+        squared_norm: ``|g_k|^2``.
+        received: What the server has of its update; None if that was left out.
+        dense_bits: Bits that FedAvg would have sent for it; 0 if it was left out.
+        delivery: What it received from the server.
+        squared_error: ``|g_k - g~_k|^2``; NaN if it was not measured.
+    """
+    local = result.local
+    decision = received.decision if received is not None else None
+    return ClientReport(
+        client_id=result.client_id,
+        num_examples=num_examples,
+        local_steps=local.num_steps,
+        loss=float(local.loss_sum) / local.num_examples if local.loss_sum is not None else math.nan,
+        update_norm=math.sqrt(squared_norm) if squared_norm >= 0 else math.nan,
+        uplink_bits=received.bits if received is not None else 0,
+        dense_bits=dense_bits,
+        downlink_bits=delivery.bits,
+        dense_downlink_bits=delivery.dense_bits,
+        whole_model=delivery.whole,
+        decision=decision,
+        rejected=received is None,
+        squared_error=squared_error,
+        metrics={**local.metrics, **(decision.metrics if decision is not None else {})},
+    )
 
 
 def round_result(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lightning_lbgm.protocol.downlink import Downlink
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.buffers import Buffers
@@ -31,6 +32,7 @@ class RoundState(Protocol):
         clients: The states of this rank's clients.
         server: Its own undo is called.
         buffers: Their own undo is called.
+        downlink: What clients hold.
     """
 
     round_index: int
@@ -41,6 +43,7 @@ class RoundState(Protocol):
     clients: MutableMapping[int, Any]
     server: Server
     buffers: Buffers
+    downlink: Downlink
 
 
 class _Kept:
@@ -76,6 +79,9 @@ class RoundUndo:
 
     Args:
         federation: What to remember.
+
+    Attributes:
+        downlink: The downlink's state at the start of the round.
     """
 
     def __init__(self, federation: RoundState) -> None:
@@ -87,6 +93,7 @@ class RoundUndo:
         }
         self._ledger = federation.ledger.state_dict()
         self._order = federation.recency.order
+        self.downlink = federation.downlink.state_dict()
         self._clients: dict[int, Any] = {}
         self._kept_bytes = 0
 
@@ -123,6 +130,7 @@ class RoundUndo:
         federation = self._federation
         federation.server.undo()
         federation.buffers.undo()
+        federation.downlink.load_state_dict(self.downlink)
         for name, value in self._fields.items():
             setattr(federation, name, value)
         for name, value in self._ledger.items():

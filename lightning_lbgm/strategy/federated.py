@@ -17,6 +17,7 @@ from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
+from lightning_lbgm.protocol.broadcast import as_downlink
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.aggregation import Aggregator
 from lightning_lbgm.strategy.execution import ExecutionMode
@@ -44,6 +45,9 @@ class LBGMFederated(RoundsStrategy):
         partitioner: Deals the examples to the clients. None: ``IIDPartitioner()``. Not with ``num_clients=None``.
         uplink: Stages that an update passes on its way to the server. None: ``[LookBack(threshold=0.2)]``; ``[]``:
             plain FedAvg; ``[TopK(0.1), LookBack(0.2)]``: stacked.
+        downlink: Stages that the global parameters pass on their way to the clients, as the difference from what these
+            hold: ``[TopK(0.1), SignSGD()]``. None or ``[]``: each client gets the whole model in each of its rounds.
+            With stages, clients train from what they hold, and validation and checkpoints have the server's model.
         clients_per_round: Size of a round's cohort. None: all; an int: a count; a float in (0, 1]: a share.
         local_epochs: Passes of a client over its examples in a round.
         local_steps: Optimizer steps of a client in a round (tau). At most one of the two; neither: one local epoch.
@@ -108,12 +112,15 @@ class LBGMFederated(RoundsStrategy):
         objective: LocalObjective | None = None,
         client_store: str = "memory",
         client_capacity: int | None = None,
+        downlink: list[Stage] | Stage | None = None,
     ) -> None:
         self.uplink = as_chain([LookBack(threshold=0.2)] if uplink is None else uplink)
+        self.downlink = as_downlink([] if downlink is None else downlink)
         settings = Settings(
             num_clients=num_clients,
             partitioner=partitioner,
             uplink=self.uplink,
+            downlink=self.downlink,
             clients_per_round=clients_per_round,
             local_epochs=local_epochs,
             local_steps=local_steps,

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.data.feed import Feed
+from lightning_lbgm.protocol.downlink import DownlinkServer
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.buffers import Buffers
 from lightning_lbgm.server.server import Server
@@ -73,7 +74,7 @@ class Session:
     def ledger(self) -> Ledger:
         """The account of bits sent so far."""
         if self.restored is not None:
-            return Ledger(**self.restored["ledger"])
+            return Ledger.from_state(self.restored["ledger"])
         return self.federation.ledger if self.federation is not None else Ledger()
 
     @property
@@ -125,6 +126,7 @@ class Session:
             settings.weighting,
             self.seed,
             world,
+            downlink=DownlinkServer(settings.downlink, flat.layout) if settings.downlink.stages else None,
             store=settings.store,
             capacity=settings.capacity,
         )

@@ -36,6 +36,7 @@ class Settings:
     num_clients: int | None
     partitioner: Partitioner | None
     uplink: Chain
+    downlink: Chain
     clients_per_round: int | float | None
     local_epochs: int | None
     local_steps: int | None
@@ -101,6 +102,8 @@ class Settings:
             "execution": self.execution,
             "vectorized_chunk": self.vectorized_chunk,
         }
+        if self.downlink.stages:
+            described["downlink"] = repr(self.downlink)
         if self.aggregation is not None:
             described["aggregation"] = repr(self.aggregation)
         if self.objective is not None:
@@ -140,6 +143,8 @@ class Settings:
             return {**identity, **reprs, "server_optimizer": type(optimizer).__name__, "partition": feed.fingerprint()}
         if self.objective is not None:  # no mark otherwise, as in the checkpoints of earlier versions
             identity["objective"] = identify(self.objective)
+        if self.downlink.stages:
+            identity["downlink"] = identify(self.downlink)
         return {
             **identity,
             "partitioner": identify(partitioner),

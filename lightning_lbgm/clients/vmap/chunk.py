@@ -126,7 +126,7 @@ class ChunkTrainer:
         step: ChunkStep,
         batches: Iterable[SplitBatch],
         own_buffers: Sequence[dict[str, Tensor] | None],
-        server_params: Tensor,
+        start_params: Tensor,
         argument_names: Sequence[str],
         check: bool = False,
         draw_alike: bool = False,
@@ -138,7 +138,7 @@ class ChunkTrainer:
             step: The local step.
             batches: The stacked batch of each local step.
             own_buffers: For each client the buffers that it has kept for itself, or None.
-            server_params: Global parameters, shape ``(M,)``.
+            start_params: Global parameters, shape ``(M,)``.
             argument_names: The arguments of ``self.log`` after name and value, in order.
             check: Whether to look for gradients that reach the module's own parameters.
             draw_alike: Whether all clients see the same random numbers, those that each would see alone.
@@ -148,7 +148,7 @@ class ChunkTrainer:
             CannotVectorize: If the step does what cannot be vmapped. Other errors of the step are raised as they come.
         """
         with no_metric_updates(self.module):
-            params = self._load(server_params, len(own_buffers))
+            params = self._load(start_params, len(own_buffers))
             optimizer = self._make_optimizer(step, params)
             objective = None if step.objective is None else ObjectiveTurn(step.objective, params)
             if objective is not None:
@@ -179,10 +179,10 @@ class ChunkTrainer:
         return result
 
     @torch.no_grad()
-    def update_of(self, result: ChunkResult, position: int, client_id: int, server_params: Tensor) -> ClientUpdate:
+    def update_of(self, result: ChunkResult, position: int, client_id: int, start_params: Tensor) -> ClientUpdate:
         """Return the update of the client at ``position`` of a chunk, in a vector that the next call reuses."""
         views = self._flat.views(self._update)
-        for server, stacked, view in zip(self._flat.views(server_params), result.params, views):
+        for server, stacked, view in zip(self._flat.views(start_params), result.params, views):
             view.copy_(stacked[position])  # faster at transposing than other operations
             torch.sub(server, view, out=view)
         loss_sum = None if result.local.loss_sum is None else result.local.loss_sum[position]
@@ -207,7 +207,7 @@ class ChunkTrainer:
             parameter.grad = gradient
 
     @torch.no_grad()
-    def _load(self, server_params: Tensor, num_clients: int) -> list[Tensor]:
+    def _load(self, start_params: Tensor, num_clients: int) -> list[Tensor]:
         params = self._params.get(num_clients)
         if params is None:
             if len(self._params) >= _MAX_CACHED_CHUNK_SIZES:
@@ -216,7 +216,7 @@ class ChunkTrainer:
                 _empty((num_clients, *p.shape), order, p).requires_grad_()
                 for p, order in zip(self._flat.parameters, self._orders)
             ]
-        for stacked, server in zip(params, self._flat.views(server_params)):
+        for stacked, server in zip(params, self._flat.views(start_params)):
             stacked[0].copy_(server)  # which may transpose; the others then have the same layout
             stacked[1:].copy_(stacked[:1])
             stacked.grad = None

@@ -72,14 +72,14 @@ class Proof:
             position = number * len(chunk) // count - 1
             client_id, batches = chunk[position]
             capture.replay(result.log, position)
-            at_once = self._turn(self._chunks.update_of(result, position, client_id, self._start.server_params))
+            at_once = self._turn(self._chunks.update_of(result, position, client_id, self._start.params))
             alone = self._alone(client_id, batches, self._start, seed)
-            nudged = replace(self._start, server_params=nudge(self._start.server_params))
+            nudged = replace(self._start, params=nudge(self._start.params))
             difference = find_difference(
                 at_once,
                 alone,
                 flat.names,
-                flat.views(self._start.server_params),
+                flat.views(self._start.params),
                 lambda start=nudged, k=client_id, drawn=batches: self._alone(k, drawn, start, seed),  # type: ignore[misc]
             )
             if difference is not None:

@@ -28,6 +28,7 @@ _DTYPES = (
 )
 _DOUBLE = struct.Struct("<d")
 _DEEPEST = 24
+_LARGEST = 2**63 - 1
 
 
 def write_state(out: Writer, state: Any) -> None:
@@ -39,6 +40,8 @@ def write_state(out: Writer, state: Any) -> None:
     if state is None or isinstance(state, bool):
         out.byte(_NONE if state is None else _TRUE if state else _FALSE)
     elif isinstance(state, int):
+        if abs(state) > _LARGEST:
+            raise TypeError(f"A stage's state has numbers of 64 bits at the most; got {state}.")
         out.byte(_INT if state >= 0 else _NEGATIVE)
         out.varint(abs(state))
     elif isinstance(state, float):
@@ -103,7 +106,7 @@ def read_state(data: Reader, depth: int = _DEEPEST) -> Any:
     if kind in (_NONE, _FALSE, _TRUE):
         return (None, False, True)[kind]
     if kind in (_INT, _NEGATIVE):
-        value = data.varint()
+        value = data.varint(limit=_LARGEST)
         return value if kind == _INT else -value
     if kind == _FLOAT:
         return float(_DOUBLE.unpack(data.take(_DOUBLE.size))[0])

@@ -277,6 +277,6 @@ def _damping(difference: Payload, seen: Payload) -> tuple[float, float]:
     left = 1 - (2 * product - size) / whole
     factor = Damped.representable(max(0.0, product / size))
     damped = 1 - factor * (2 * product - factor * size) / whole
-    if left - damped > _WORTH_DAMPING:
+    if left > 1 or left - damped > _WORTH_DAMPING:
         return factor, min(1.0, max(0.0, damped))
     return 1.0, max(0.0, left)

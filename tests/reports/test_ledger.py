@@ -26,7 +26,8 @@ def client(client_id, uplink_bits=320, recycled=None, errors=(), rejected=False)
         update_norm=1.0,
         uplink_bits=uplink_bits,
         dense_bits=0 if rejected else 320,
-        downlink_bits=320,
+        downlink_bits=64,
+        dense_downlink_bits=320,
         decision=decision,
         rejected=rejected,
     )
@@ -87,15 +88,17 @@ def test_a_round_without_clients_has_figures():
 def test_the_ledger_adds_up_the_rounds(report):
     ledger = Ledger()
     ledger.record(report)
-    assert ledger == Ledger(uplink_bits=448, dense_uplink_bits=3 * 320, downlink_bits=4 * 320)
+    assert ledger == Ledger(448, dense_uplink_bits=3 * 320, downlink_bits=4 * 64, dense_downlink_bits=4 * 320)
     ledger.record(RoundReport(4, (client(0, 32, (True,), (0.0,)),), 1.0))
-    assert ledger == Ledger(uplink_bits=480, dense_uplink_bits=4 * 320, downlink_bits=5 * 320)
+    assert ledger == Ledger(480, dense_uplink_bits=4 * 320, downlink_bits=5 * 64, dense_downlink_bits=5 * 320)
+    assert ledger.total_bits == 480 + 320
+    assert ledger.total_savings == 1 - 800 / (9 * 320)
     assert ledger.savings == 1 - 480 / 1280
     assert ledger.uplink_floats == 480 / 32
 
 
 def test_savings_are_zero_before_anything_was_sent_and_where_all_is_sent():
-    assert Ledger().savings == 0.0
+    assert Ledger().savings == Ledger().total_savings == 0.0
     assert Ledger().uplink_floats == 0.0
     ledger = Ledger()
     ledger.record(RoundReport(0, (client(0), client(1)), 1.0))
@@ -117,9 +120,14 @@ def test_the_state_is_built_ins_and_restores_the_ledger(report):
     ledger = Ledger()
     ledger.record(report)
     state = ledger.state_dict()
-    assert state == {"uplink_bits": 448, "dense_uplink_bits": 960, "downlink_bits": 1280}
+    assert state == {"uplink_bits": 448, "dense_uplink_bits": 960, "downlink_bits": 256, "dense_downlink_bits": 1280}
     assert all(type(value) is int for value in state.values())
-    assert Ledger(**state) == ledger
+    assert Ledger.from_state(state) == ledger
+
+
+def test_the_downlink_of_a_run_from_before_it_had_stages_was_dense():
+    old = {"uplink_bits": 448, "dense_uplink_bits": 960, "downlink_bits": 1280}
+    assert Ledger.from_state(old) == Ledger(448, 960, 1280, 1280)
 
 
 def test_a_rounds_client_metrics_are_means_over_the_clients_that_have_them(report):

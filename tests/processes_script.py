@@ -188,6 +188,13 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
     results["rare"] = run(folder, devices, RareMetric(), LBGMFederated(num_clients=4, seed=0), dataset, max_epochs=2)
     results["rare"].pop("trainer")
 
+    # What clients hold, and who has heard what, is the same on all ranks.
+    torch.manual_seed(3)
+    down = [TopK(0.3), LookBack(0.6)]
+    strategy = LBGMFederated(num_clients=5, clients_per_round=3, uplink=[TopK(0.5)], downlink=down, seed=2)
+    results["downlink"] = run(folder, devices, NoisyModule(), strategy, max_epochs=6)
+    results["downlink"].pop("trainer")
+
     # A loader for each client, one of them with a worker.
     torch.manual_seed(3)
     streams = {f"client {n}": NoisyStream(n) for n in (11, 25, 16, 40, 9)}

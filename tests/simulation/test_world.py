@@ -24,7 +24,7 @@ from lightning_lbgm.simulation.placement import deal
 from lightning_lbgm.simulation.world import World
 
 HERE = Path(__file__).parents[1]
-FITS = ("noisy", "resumed", "alone", "diana", "rare", "loaders")
+FITS = ("noisy", "resumed", "alone", "diana", "rare", "downlink", "loaders")
 
 # The deal
 

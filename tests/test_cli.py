@@ -58,6 +58,10 @@ def test_a_config_with_nested_objects_trains(tmp_path):
                 },
                 {"class_path": "lightning_lbgm.LookBack", "init_args": {"threshold": 0.3, "granularity": "layer"}},
             ],
+            "downlink": [
+                {"class_path": "lightning_lbgm.TopK", "init_args": {"fraction": 0.2}},
+                {"class_path": "lightning_lbgm.SignSGD"},
+            ],
             "objective": {"class_path": "lightning_lbgm.FedProx", "init_args": {"mu": 0.1}},
             "clients_per_round": 0.6,
             "local_steps": 2,
@@ -74,6 +78,8 @@ def test_a_config_with_nested_objects_trains(tmp_path):
     assert (look_back.threshold, look_back.granularity, trained.cohort_size) == (0.3, "layer", 3)
     assert isinstance(trained._federation.server.optimizer, torch.optim.Adam)
     assert trained.session.settings.objective.mu == 0.1
+    assert [type(stage).__name__ for stage in trained.downlink.stages] == ["TopK", "SignSGD"]
+    assert trained._federation.downlink.downlink is trained.downlink
     assert trained.round_index == 2
 
 

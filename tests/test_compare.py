@@ -163,6 +163,7 @@ def log_run(client, experiment, values, sent):
     for step, value in sent.items():
         client.log_metric(run_id, "comm/uplink_bytes_total", value, step=step)
         client.log_metric(run_id, "comm/uplink_floats_total", value / 4, step=step)
+        client.log_metric(run_id, "comm/total_bytes_total", 3 * value, step=step)
     return run_id
 
 
@@ -171,14 +172,14 @@ def test_curves_are_those_of_the_rounds_that_were_validated(store):
     sent = {0: 400.0, 1: 404.0, 2: 408.0, 3: 412.0}
     run_id = log_run(client, experiment, {1: 0.5, 3: 0.25}, sent)
     assert read_result(client, run_id, "LBGM", "val/acc") == Result(
-        "LBGM", run_id, "val/acc", 4, [2, 4], [0.5, 0.25], [404.0, 412.0], [101.0, 103.0]
+        "LBGM", run_id, "val/acc", 4, [2, 4], [0.5, 0.25], [404.0, 412.0], [101.0, 103.0], [1212.0, 1236.0]
     )
 
 
 @pytest.mark.parametrize(
     ("values", "sent", "message"),
     [
-        ({}, {0: 4.0}, "'val/acc'; it logged comm/uplink_bytes_total, comm/uplink_floats_total.*--metric"),
+        ({}, {0: 4.0}, "'val/acc'; it logged comm/total_bytes_total, comm/uplink_bytes_total, comm/uplink_floats_total.*--metric"),
         ({0: 0.5}, {}, "'comm/uplink_bytes_total'; it logged val/acc"),
         ({}, {}, "'comm/uplink_bytes_total'; it logged nothing"),
     ],
@@ -189,23 +190,25 @@ def test_what_was_not_logged_is_named(store, values, sent, message):
         read_result(client, log_run(client, experiment, values, sent), "LBGM", "val/acc")
 
 
-FEDAVG = Result("FedAvg", "0", "val/acc", 3, [1, 2, 3], [0.5, 0.9, 0.8], [4e3, 8e3, 12e3], [1e3, 2e3, 3e3])
-CHEAP = Result("cheap", "1", "val/acc", 3, [1, 3], [0.5, 0.75], [4e3, 4008.0], [1e3, 1002.0])
+FEDAVG = Result(
+    "FedAvg", "0", "val/acc", 3, [1, 2, 3], [0.5, 0.9, 0.8], [4e3, 8e3, 12e3], [1e3, 2e3, 3e3], [8e3, 16e3, 24e3]
+)
+CHEAP = Result("cheap", "1", "val/acc", 3, [1, 3], [0.5, 0.75], [4e3, 4008.0], [1e3, 1002.0], [5e3, 6e3])
 
 
 def test_the_table_by_hand():
     lines = table([FEDAVG, CHEAP]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == [
-        "method", "best val/acc", "last val/acc", "rounds", "uplink bytes", "uplink floats", "share"
+        "method", "best val/acc", "last val/acc", "rounds", "uplink bytes", "uplink floats", "share", "total share"
     ]  # fmt: skip
-    assert cells[2] == ["FedAvg", "0.9000", "0.8000", "3", "12,000", "3,000", "100.0%"]
-    assert cells[3] == ["cheap", "0.7500", "0.7500", "3", "4,008", "1,002", "33.4%"]
+    assert cells[2] == ["FedAvg", "0.9000", "0.8000", "3", "12,000", "3,000", "100.0%", "100.0%"]
+    assert cells[3] == ["cheap", "0.7500", "0.7500", "3", "4,008", "1,002", "33.4%", "25.0%"]
     assert len({len(line) for line in lines}) == 1
 
 
 def test_the_best_of_a_loss_is_the_smallest():
-    assert Result("a", "0", "val/loss", 2, [1, 2, 3], [0.5, 0.25, float("nan")], [1.0] * 3, [1.0] * 3).best == 0.25
+    assert Result("a", "0", "val/loss", 2, [1, 2, 3], [0.5, 0.25, float("nan")], *[[1.0] * 3] * 3).best == 0.25
     assert [is_lower_better(name) for name in ("val/acc", "val/miou", "val/mse", "val_loss")] == [0, 0, 1, 1]
 
 
@@ -220,6 +223,10 @@ def test_figures_show_the_curves():
         "metric_vs_uplink.png": {
             "FedAvg": [[4e3, 0.5], [8e3, 0.9], [12e3, 0.8]],
             "cheap": [[4e3, 0.5], [4008, 0.75]],
+        },
+        "metric_vs_total.png": {
+            "FedAvg": [[8e3, 0.5], [16e3, 0.9], [24e3, 0.8]],
+            "cheap": [[5e3, 0.5], [6e3, 0.75]],
         },
     }
     assert figures["metric_vs_uplink.png"].axes[0].get_xscale() == "log"
@@ -355,7 +362,8 @@ def test_three_configs_two_at_a_time_one_of_which_fails_and_is_mended(files):
     assert f"{(336 + 64) / (5 * 336):.1%} |" in done.stdout
     artifacts = {a.path for folder in (None, "figures") for a in client.list_artifacts(parent.info.run_id, folder)}
     assert artifacts == {
-        "results.jsonl", "table.md", "figures", "figures/metric_vs_rounds.png", "figures/metric_vs_uplink.png"
+        "results.jsonl", "table.md", "figures",
+        "figures/metric_vs_rounds.png", "figures/metric_vs_uplink.png", "figures/metric_vs_total.png",
     }  # fmt: skip
 
     methods["broken"] = {"model": {"lr": 0.1}}

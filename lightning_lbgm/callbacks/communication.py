@@ -20,7 +20,7 @@ from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.compression.methods.error_feedback import ErrorFeedback
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
-from lightning_lbgm.figures.communication import draw_lbp_errors, draw_metric_against_uplink
+from lightning_lbgm.figures.communication import draw_lbp_errors, draw_metric_against_total, draw_metric_against_uplink
 from lightning_lbgm.reports.history import ErrorMap
 from lightning_lbgm.reports.metrics import client_rows, round_metrics
 from lightning_lbgm.reports.reports import RoundReport
@@ -44,7 +44,7 @@ class LBGMCallback(WritingCallback):
 
     With an ``MLFlowLogger``: the resolved settings as params ``federated/...``, the table
     ``federated/clients.json`` with one row for each client and round, and at the end the figures
-    ``figures/metric_vs_uplink.png`` and ``figures/lbp_error.png``. With another logger the table (``clients.csv``) and
+    ``figures/metric_vs_uplink.png``, ``figures/metric_vs_total.png`` (both directions) and ``figures/lbp_error.png``. With another logger the table (``clients.csv``) and
     the figures go to the run's folder, and with none the figures go to ``trainer.default_root_dir``.
 
     A round does not wait for MLflow: a thread sends the metrics of half a second in one batch, and the table once a
@@ -70,6 +70,7 @@ class LBGMCallback(WritingCallback):
         self.client_table = client_table
         self.figures = figures
         self._curve = MetricCurve(monitor)  # over uplink bytes so far
+        self._total_curve = MetricCurve(monitor)  # over those of both directions
         self._errors = ErrorMap()
         self._warned_of_rejection = False
         self._progress: ClientProgress | None = None
@@ -80,7 +81,8 @@ class LBGMCallback(WritingCallback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
-            self._curve, self._errors = MetricCurve(self.monitor), ErrorMap()
+            self._curve, self._total_curve = MetricCurve(self.monitor), MetricCurve(self.monitor)
+            self._errors = ErrorMap()
         self._warned_of_rejection = False
 
     @override
@@ -131,13 +133,16 @@ class LBGMCallback(WritingCallback):
     def state_dict(self) -> dict[str, Any]:
         if not self.figures:
             return {}
-        return {**self._curve.state_dict(), "lbp_errors": self._errors.state_dict()}
+        curves = {**self._curve.state_dict(), "total": self._total_curve.state_dict()}
+        return {**curves, "lbp_errors": self._errors.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self.figures:
             return
         self._curve.load_state_dict(state_dict)
+        if "total" in state_dict:  # not in checkpoints of earlier versions
+            self._total_curve.load_state_dict(state_dict["total"])
         if "lbp_errors" in state_dict:
             self._errors.load_state_dict(state_dict["lbp_errors"])
         else:  # a checkpoint of version 0.1
@@ -163,7 +168,9 @@ class LBGMCallback(WritingCallback):
 
     def _add_point(self, trainer: pl.Trainer) -> None:
         if self._draws(trainer):
-            self._curve.add(trainer, strategy_of(trainer).ledger.uplink_bits / 8)
+            ledger = strategy_of(trainer).ledger
+            self._curve.add(trainer, ledger.uplink_bits / 8)
+            self._total_curve.add(trainer, ledger.total_bits / 8)
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """Draw, and send all that is waiting, of a fit that has begun a round."""
@@ -179,7 +186,9 @@ class LBGMCallback(WritingCallback):
         drawings: dict[str, Callable[[], Figure]] = {}
         points, metric = self._curve.points(), self._curve.metric
         if points and metric is not None:
+            totals = self._total_curve.points()
             drawings["metric_vs_uplink.png"] = lambda: draw_metric_against_uplink({"run": points}, metric)
+            drawings["metric_vs_total.png"] = lambda: draw_metric_against_total({"run": totals}, metric)
         if len(self._errors):
             cell = (self._errors.round_stride, self._errors.client_stride)
             drawings["lbp_error.png"] = partial(draw_lbp_errors, *self._errors.cells(), threshold, cell=cell)

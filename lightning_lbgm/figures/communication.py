@@ -12,26 +12,34 @@ from lightning_lbgm.figures.base import byte_formatter, draw_curves, integer_tic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_lbp_errors", "draw_metric_against_rounds", "draw_metric_against_uplink"]
+__all__ = ["draw_lbp_errors", "draw_metric_against_rounds", "draw_metric_against_total", "draw_metric_against_uplink"]
 
 
 def draw_metric_against_uplink(
     curves: dict[str, Sequence[tuple[float, float]]], metric: str, *, log_scale: bool = False
 ) -> Figure:
-    """Draw a metric against the bytes sent so far.
+    """Draw a metric against the bytes that clients have sent so far.
 
     Args:
         curves: Points ``(uplink bytes so far, metric)`` of each run, by the run's name.
         metric: Name of the metric, for the axis.
         log_scale: Whether the bytes are drawn in decades, for runs of very different cost.
     """
-    figure, axes = draw_curves(curves, metric)
-    if log_scale:
-        axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(byte_formatter())
-    axes.set_xlabel("uplink so far")
-    axes.set_title(f"{metric} against uplink")
-    return figure
+    return _draw_against_bytes(curves, metric, "uplink so far", f"{metric} against uplink", log_scale)
+
+
+def draw_metric_against_total(
+    curves: dict[str, Sequence[tuple[float, float]]], metric: str, *, log_scale: bool = False
+) -> Figure:
+    """Draw a metric against the bytes sent so far in both directions.
+
+    Args:
+        curves: Points ``(uplink and downlink bytes so far, metric)`` of each run, by the run's name.
+        metric: Name of the metric, for the axis.
+        log_scale: Whether the bytes are drawn in decades, for runs of very different cost.
+    """
+    label = "uplink and downlink so far"
+    return _draw_against_bytes(curves, metric, label, f"{metric} against all that was sent", log_scale)
 
 
 def draw_metric_against_rounds(curves: dict[str, Sequence[tuple[float, float]]], metric: str) -> Figure:
@@ -45,6 +53,18 @@ def draw_metric_against_rounds(curves: dict[str, Sequence[tuple[float, float]]],
     integer_ticks(axes.xaxis)
     axes.set_xlabel("rounds")
     axes.set_title(f"{metric} against rounds")
+    return figure
+
+
+def _draw_against_bytes(
+    curves: dict[str, Sequence[tuple[float, float]]], metric: str, label: str, title: str, log_scale: bool
+) -> Figure:
+    figure, axes = draw_curves(curves, metric)
+    if log_scale:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(byte_formatter())
+    axes.set_xlabel(label)
+    axes.set_title(title)
     return figure
 
 

@@ -20,7 +20,7 @@ from lightning_lbgm.compression.context import Context, RoundResult, State
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.payloads.damped import Damped
+from lightning_lbgm.payloads.multiple import Multiple
 from lightning_lbgm.payloads.states import has_tensors
 from lightning_lbgm.payloads.whole import WithState
 from lightning_lbgm.protocol.broadcast import (
@@ -34,8 +34,6 @@ from lightning_lbgm.protocol.broadcast import (
 from lightning_lbgm.protocol.message import Message, count_bits
 
 __all__ = ["Downlink", "DownlinkServer", "WholeModel"]
-
-_WORTH_DAMPING = 0.01  # of the difference's squared norm
 
 
 class Downlink(ABC):
@@ -156,7 +154,7 @@ class DownlinkServer(Downlink):
         encoded = self.downlink.encode(update, state["stages"], context)
         seen = encoded.decoded
         factor, error = _damping(update, seen)
-        payload = encoded.payload if factor == 1 else Damped(encoded.payload, factor)
+        payload = encoded.payload if factor == 1 else Multiple(encoded.payload, factor)
         moved = state["held"] = held.clone()
         seen.add_to(moved, factor)
         bits = self._keep(payload, context.round_index)
@@ -269,14 +267,13 @@ def _dense_bits(params: Tensor, buffers: Mapping[str, Tensor]) -> int:
 def _damping(difference: Payload, seen: Payload) -> tuple[float, float]:
     """Return the factor that a decoded message is applied with, and the share of the squared difference that it leaves.
 
-    It is 1 unless another one leaves less: a sparsifier's and scaled signs' best factor is 1.
+    It is 1 unless the difference would grow. What leaves least in this round is not always best in the long run: what
+    an unbiased message adds is noise, which cancels over rounds.
     """
     whole, size, product = difference.squared_norm(), seen.squared_norm(), seen.dot(difference)
     if not (whole > 0 and 0 < size < math.inf):
         return 1.0, 0.0 if difference.is_zero() else 1.0
     left = 1 - (2 * product - size) / whole
-    factor = Damped.representable(max(0.0, product / size))
+    factor = Multiple.representable(max(0.0, product / size))
     damped = 1 - factor * (2 * product - factor * size) / whole
-    if left > 1 or left - damped > _WORTH_DAMPING:
-        return factor, min(1.0, max(0.0, damped))
-    return 1.0, max(0.0, left)
+    return (1.0, max(0.0, left)) if left <= 1 else (factor, min(1.0, max(0.0, damped)))

@@ -12,7 +12,7 @@ from lightning_lbgm.compression.context import Context, State
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.payloads.damped import Damped
+from lightning_lbgm.payloads.multiple import Multiple
 from lightning_lbgm.payloads.whole import WithState
 from lightning_lbgm.protocol.broadcast import BROADCAST, as_downlink, checksum, downlink_context
 from lightning_lbgm.protocol.message import Message, MessageError, check_buffers
@@ -122,7 +122,7 @@ class DownlinkClient:
         if checksum(message.payload, message.base_version) != message.state_version:
             raise MessageError("The message does not lead to the version that it names.")
         factor, payload = 1.0, message.payload
-        if isinstance(payload, Damped):
+        if isinstance(payload, Multiple):
             factor, payload = payload.factor, payload.body
         # On copies: a message that turns out to be none must leave no trace.
         stages, held = copy.deepcopy(self._state["stages"]), self._state["held"].clone()

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 from mlflow import MlflowClient
 
-from lightning_lbgm.figures.communication import draw_metric_against_rounds, draw_metric_against_uplink
+from lightning_lbgm.figures.communication import (
+    draw_metric_against_rounds,
+    draw_metric_against_total,
+    draw_metric_against_uplink,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Result", "draw", "is_lower_better", "read_result", "table", "write_json_lines"]
 
-_BYTES, _FLOATS = "comm/uplink_bytes_total", "comm/uplink_floats_total"
+_BYTES, _FLOATS, _TOTAL = "comm/uplink_bytes_total", "comm/uplink_floats_total", "comm/total_bytes_total"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Result:
         value: The metric.
         uplink_bytes: Bytes that the clients had sent by then.
         uplink_floats: The same in floats of 32 bits, the unit of the paper's figures.
+        total_bytes: Bytes sent in both directions by then.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Result:
     value: list[float]
     uplink_bytes: list[float]
     uplink_floats: list[float]
+    total_bytes: list[float]
 
     @property
     def best(self) -> float:
@@ -62,9 +68,9 @@ def read_result(client: MlflowClient, run_id: str, name: str, metric: str) -> Re
     Raises:
         ValueError: If it has not logged the metric, or no uplink bytes.
     """
-    values, sent, floats = (
+    values, sent, floats, total = (
         {point.step: point.value for point in client.get_metric_history(run_id, key)}
-        for key in (metric, _BYTES, _FLOATS)
+        for key in (metric, _BYTES, _FLOATS, _TOTAL)
     )
     # A metric may be logged before the first round ends, where nothing was sent yet.
     steps = [step for step in sorted(values) if sent and step >= min(sent)]
@@ -82,18 +88,20 @@ def read_result(client: MlflowClient, run_id: str, name: str, metric: str) -> Re
         value=[values[step] for step in steps],
         uplink_bytes=[sent[step] for step in last],
         uplink_floats=[floats[step] for step in last],
+        total_bytes=[total.get(step, float("nan")) for step in last],
     )
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return the results as a Markdown table; shares are of the first one's uplink."""
+    """Return the results as a Markdown table; shares are of the first one's uplink, and of its bytes in all."""
     metric = results[0].metric
-    heads = ("method", f"best {metric}", f"last {metric}", "rounds", "uplink bytes", "uplink floats", "share")
+    heads = ("method", f"best {metric}", f"last {metric}", "rounds", "uplink bytes", "uplink floats", "share", "total share")
     rows = [heads, ("---", *["---:"] * (len(heads) - 1))]
     for result in results:
         sent, first = result.uplink_bytes[-1], results[0].uplink_bytes[-1]
         share = f"{sent / first:.1%}" if first else ""
-        counts = (f"{result.rounds}", f"{sent:,.0f}", f"{result.uplink_floats[-1]:,.0f}", share)
+        total_share = f"{result.total_bytes[-1] / results[0].total_bytes[-1]:.1%}" if first else ""
+        counts = (f"{result.rounds}", f"{sent:,.0f}", f"{result.uplink_floats[-1]:,.0f}", share, total_share)
         rows.append((result.name, f"{result.best:.4f}", f"{result.value[-1]:.4f}", *counts))
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = [
@@ -104,13 +112,15 @@ def table(results: Sequence[Result]) -> str:
 
 
 def draw(results: Sequence[Result]) -> dict[str, Figure]:
-    """Draw the metric against rounds and against uplink bytes, by file name."""
+    """Draw the metric against rounds, against uplink bytes and against those of both directions, by file name."""
     metric = results[0].metric
     rounds = {r.name: list(zip(r.round, r.value)) for r in results}
     uplink = {r.name: list(zip(r.uplink_bytes, r.value)) for r in results}
+    total = {r.name: list(zip(r.total_bytes, r.value)) for r in results}
     return {
         "metric_vs_rounds.png": draw_metric_against_rounds(rounds, metric),
         "metric_vs_uplink.png": draw_metric_against_uplink(uplink, metric, log_scale=len(results) > 1),
+        "metric_vs_total.png": draw_metric_against_total(total, metric, log_scale=len(results) > 1),
     }
 
 

@@ -127,6 +127,7 @@ def test_the_figures_are_artifacts(run):
     assert artifacts(logger.experiment, logger.run_id) == {
         "federated/clients.json",
         "figures/metric_vs_uplink.png",
+        "figures/metric_vs_total.png",
         "figures/lbp_error.png",
     }
 
@@ -175,15 +176,16 @@ def test_a_failed_run_keeps_its_table(fit, make_logger):
 def test_without_mlflow_the_files_go_to_the_loggers_folder(fit, tmp_path):
     fit(LBGMFederated(num_clients=3), logger=CSVLogger(tmp_path, name="run", version=0), val=True)
     files = {path.name for path in (tmp_path / "run" / "version_0").rglob("*") if path.is_file()}
-    assert {"clients.csv", "metric_vs_uplink.png", "lbp_error.png"} <= files
+    assert {"clients.csv", "metric_vs_uplink.png", "metric_vs_total.png", "lbp_error.png"} <= files
     lines = (tmp_path / "run" / "version_0" / "clients.csv").read_text().splitlines()
-    assert lines[0].startswith("round,client,decision,lbp_error,lbc,uplink_bytes")
+    assert lines[0].startswith("round,client,decision,lbp_error,lbc,uplink_bytes,downlink_bytes")
     assert len(lines) == 1 + 3 * 3
 
 
 def test_without_a_logger_the_figures_go_to_the_root_folder(fit, tmp_path):
     fit(LBGMFederated(num_clients=3), val=True)
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"metric_vs_uplink.png", "lbp_error.png"}
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {"metric_vs_uplink.png", "metric_vs_total.png", "lbp_error.png"}
 
 
 def test_outputs_can_be_switched_off(fit, tmp_path):

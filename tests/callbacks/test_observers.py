@@ -82,7 +82,7 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-FIGURES = {"figures/metric_vs_uplink.png", "figures/lbp_error.png"}
+FIGURES = {"figures/metric_vs_uplink.png", "figures/metric_vs_total.png", "figures/lbp_error.png"}
 
 
 def kept_folder(root: Path, logger) -> Path:
@@ -313,7 +313,7 @@ def test_rounds_share_a_batch_of_metrics(make_logger, tmp_path, monkeypatch):
     monkeypatch.setattr(MlflowClient, "log_batch", noted)
     callbacks = [ConvergenceMonitor(figure=False), LBGMCallback(figures=False)]
     train(tmp_path, logger, callbacks=callbacks, max_epochs=40)
-    assert batches == [[step for step in range(40) for _ in range(8 + 11)]]
+    assert batches == [[step for step in range(40) for _ in range(8 + 14)]]
     assert steps(logger) == steps(logger, "convergence/gap_norm") == list(range(40))
 
 

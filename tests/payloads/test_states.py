@@ -1,4 +1,4 @@
-"""States and damped updates in messages: what was written is what is read, and hostile bytes are refused."""
+"""States and multiples of updates in messages: what was written is what is read, and hostile bytes are refused."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ from states import assert_same
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads import Dense, MessageError, Payload, Sparse
 from lightning_lbgm.payloads.codec import Reader, Writer
-from lightning_lbgm.payloads.damped import Damped
+from lightning_lbgm.payloads.multiple import Multiple
 from lightning_lbgm.payloads.states import has_tensors, read_state, state_bytes, write_state
 from lightning_lbgm.payloads.whole import WithState
 
@@ -105,8 +105,8 @@ def through_bytes(payload):
 @pytest.mark.parametrize(
     "body", [Dense(torch.tensor([2.0, 0.0, -6.0])), Sparse(torch.tensor([2.0, -6.0]), torch.tensor([0, 2]), [3])]
 )
-def test_a_damped_update_is_the_update_times_its_factor(body):
-    payload = Damped(body, 0.25)
+def test_a_multiple_is_the_update_times_its_factor(body):
+    payload = Multiple(body, 0.25)
     assert payload.dense().tolist() == [0.5, 0.0, -1.5]
     out = torch.ones(3)
     payload.add_to(out, 2.0)
@@ -114,7 +114,7 @@ def test_a_damped_update_is_the_update_times_its_factor(body):
     other = Dense(torch.tensor([4.0, 1.0, 2.0]))
     assert payload.dot(other) == other.dot(payload) == 2.0 - 3.0
     assert payload.squared_norm() == 0.25 + 2.25
-    assert [part.dense().tolist() for part in Damped(Dense(torch.ones(3), Layout([1, 2])), 0.5).split()] == [
+    assert [part.dense().tolist() for part in Multiple(Dense(torch.ones(3), Layout([1, 2])), 0.5).split()] == [
         [0.5],
         [0.5, 0.5],
     ]
@@ -125,11 +125,11 @@ def test_a_damped_update_is_the_update_times_its_factor(body):
 
 
 def test_a_factor_is_the_same_at_both_ends_and_finite():
-    factor = Damped.representable(0.1)
+    factor = Multiple.representable(0.1)
     assert factor == float(torch.tensor(0.1))
-    assert through_bytes(Damped(Dense(torch.ones(1)), factor)).factor == factor
+    assert through_bytes(Multiple(Dense(torch.ones(1)), factor)).factor == factor
     with pytest.raises(MessageError, match="times nan"):
-        through_bytes(Damped(Dense(torch.ones(1)), float("nan")))
+        through_bytes(Multiple(Dense(torch.ones(1)), float("nan")))
 
 
 def test_a_model_with_a_state_is_both():

@@ -1,4 +1,4 @@
-"""Damped payload: another one times a number, for updates that would overshoot."""
+"""Multiple of a payload, for updates that would fall short or overshoot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer
 
-__all__ = ["Damped"]
+__all__ = ["Multiple"]
 
 _FACTOR = struct.Struct("<f")
 
 
-class Damped(Payload):
+class Multiple(Payload):
     """Another payload, decoded times a factor in ``float32``: four bytes of the factor, its kind (a byte) and its body.
 
     Args:
@@ -27,7 +27,7 @@ class Damped(Payload):
     Examples:
         >>> import torch
         >>> from lightning_lbgm.payloads import Dense
-        >>> payload = Damped(Dense(torch.tensor([2.0, -4.0])), 0.5)
+        >>> payload = Multiple(Dense(torch.tensor([2.0, -4.0])), 0.5)
         >>> payload.dense().tolist(), payload.num_bits
         ([1.0, -2.0], 104)
     """
@@ -60,12 +60,12 @@ class Damped(Payload):
         self.body.add_to(out, alpha * self.factor)
 
     def _dot(self, other: Payload) -> float | None:
-        if isinstance(other, Damped):
+        if isinstance(other, Multiple):
             return self.factor * other.factor * self.body.dot(other.body)
         return self.factor * self.body.dot(other)
 
     def split(self) -> list[Payload]:
-        return [Damped(part, self.factor) for part in self.body.split()]
+        return [Multiple(part, self.factor) for part in self.body.split()]
 
     @property
     def num_bits(self) -> int:

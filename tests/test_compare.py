@@ -179,7 +179,11 @@ def test_curves_are_those_of_the_rounds_that_were_validated(store):
 @pytest.mark.parametrize(
     ("values", "sent", "message"),
     [
-        ({}, {0: 4.0}, "'val/acc'; it logged comm/total_bytes_total, comm/uplink_bytes_total, comm/uplink_floats_total.*--metric"),
+        (
+            {},
+            {0: 4.0},
+            "'val/acc'; it logged comm/total_bytes_total, comm/uplink_bytes_total, comm/uplink_floats_total.*--metric",
+        ),
         ({0: 0.5}, {}, "'comm/uplink_bytes_total'; it logged val/acc"),
         ({}, {}, "'comm/uplink_bytes_total'; it logged nothing"),
     ],

@@ -44,8 +44,9 @@ class LBGMCallback(WritingCallback):
 
     With an ``MLFlowLogger``: the resolved settings as params ``federated/...``, the table
     ``federated/clients.json`` with one row for each client and round, and at the end the figures
-    ``figures/metric_vs_uplink.png``, ``figures/metric_vs_total.png`` (both directions) and ``figures/lbp_error.png``. With another logger the table (``clients.csv``) and
-    the figures go to the run's folder, and with none the figures go to ``trainer.default_root_dir``.
+    ``figures/metric_vs_uplink.png``, ``figures/metric_vs_total.png`` (both directions) and ``figures/lbp_error.png``.
+    With another logger the table (``clients.csv``) and the figures go to the run's folder, and with none the figures go
+    to ``trainer.default_root_dir``.
 
     A round does not wait for MLflow: a thread sends the metrics of half a second in one batch, and the table once a
     minute. What a logger or a disk does not take does not stop training: it is kept in a folder ``unsent`` of the run,

@@ -12,6 +12,7 @@ from lightning_lbgm.compression.methods.powersgd import PowerSGD
 from lightning_lbgm.compression.methods.predict import Predict, Predicted
 from lightning_lbgm.compression.methods.qsgd import QSGD, Quantized
 from lightning_lbgm.compression.methods.randk import RandK, RandomSparse
+from lightning_lbgm.compression.methods.relax import Relax
 from lightning_lbgm.compression.methods.sign import Signs, SignSGD
 from lightning_lbgm.compression.methods.target_savings import TargetSavings
 from lightning_lbgm.compression.methods.topk import TopK
@@ -38,6 +39,7 @@ __all__ = [
     "Quantized",
     "RandK",
     "RandomSparse",
+    "Relax",
     "RoundResult",
     "SignSGD",
     "Signs",

@@ -7,32 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lightning_lbgm.compression.chain import Chain, as_chain
-from lightning_lbgm.compression.context import Context, Decision
+from lightning_lbgm.compression.context import Context
 from lightning_lbgm.compression.methods.error_feedback import ErrorFeedback
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.payloads.base import Payload
 
-__all__ = ["BROADCAST", "Broadcast", "Delivery", "as_downlink", "checksum", "downlink_context"]
+__all__ = ["BROADCAST", "Delivery", "as_downlink", "checksum", "downlink_context"]
 
 BROADCAST = 2**32 - 1
 """The ``client_id`` of a message that is for all clients."""
 
 _PATH = (-2,)  # no client's number: what the server draws is independent of what clients do
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """What the server sent to all clients in a round.
-
-    Attributes:
-        bits: Of the message, without buffers; 0 in a round in which every client gets the whole model.
-        error: Share of ``|w - w^|^2`` that it left, in [0, 1]; 0 if clients held w already.
-        decision: The look-back tests of the stages; None if none was made.
-    """
-
-    bits: int = 0
-    error: float = 0.0
-    decision: Decision | None = None
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from lightning_lbgm.payloads.states import has_tensors
 from lightning_lbgm.payloads.whole import WithState
 from lightning_lbgm.protocol.broadcast import (
     BROADCAST,
-    Broadcast,
     Delivery,
     as_downlink,
     checksum,
     downlink_context,
 )
 from lightning_lbgm.protocol.message import Message, count_bits
+from lightning_lbgm.reports.reports import Broadcast
 
 __all__ = ["Downlink", "DownlinkServer", "WholeModel"]
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightning_lbgm.compression.context import Decision
-from lightning_lbgm.protocol.broadcast import Broadcast
 
-__all__ = ["AggregateError", "ClientReport", "RoundReport"]
+__all__ = ["AggregateError", "Broadcast", "ClientReport", "RoundReport"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,21 @@ class AggregateError:
     def relative(self) -> float:
         """``norm / exact_norm``; NaN if the exact one is zero."""
         return self.norm / self.exact_norm if self.exact_norm > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What the server sent to all clients in a round.
+
+    Attributes:
+        bits: Of the message, without buffers; 0 in a round in which every client gets the whole model.
+        error: Share of ``|w - w^|^2`` that it left, in [0, 1]; 0 if clients held w already.
+        decision: The look-back tests of the stages; None if none was made.
+    """
+
+    bits: int = 0
+    error: float = 0.0
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,16 @@ def read_result(client: MlflowClient, run_id: str, name: str, metric: str) -> Re
 def table(results: Sequence[Result]) -> str:
     """Return the results as a Markdown table; shares are of the first one's uplink, and of its bytes in all."""
     metric = results[0].metric
-    heads = ("method", f"best {metric}", f"last {metric}", "rounds", "uplink bytes", "uplink floats", "share", "total share")
+    heads = (
+        "method",
+        f"best {metric}",
+        f"last {metric}",
+        "rounds",
+        "uplink bytes",
+        "uplink floats",
+        "share",
+        "total share",
+    )
     rows = [heads, ("---", *["---:"] * (len(heads) - 1))]
     for result in results:
         sent, first = result.uplink_bytes[-1], results[0].uplink_bytes[-1]

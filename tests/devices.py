@@ -1,7 +1,7 @@
 """The devices that tests of accelerators run on: the CPU, an emulated one, and the accelerator if there is one.
 
-``pytest -m gpu`` runs them on the accelerator alone, as ``make gpu`` does. ``LBGM_TEST_DEVICE`` names another one for it,
-such as ``cuda:1`` or ``mps``; with ``cpu`` what ``make gpu`` does is tried without an accelerator.
+``pytest -m gpu`` runs them on the accelerator alone, as ``make gpu`` does. ``LBGM_TEST_DEVICE`` names another one for
+it, such as ``cuda:1`` or ``mps``; with ``cpu`` what ``make gpu`` does is tried without an accelerator.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ class SharedChannel(Channel):
 class WireChannel(Channel):
     """A channel of bytes between a ``ClientEnd`` and a ``ServerEnd``, each with a state of its own.
 
-    What the server sees is equal to that of a ``SharedChannel`` to the bit as long as nothing is lost. It is received on
-    the device of the client's update.
+    What the server sees is equal to that of a ``SharedChannel`` to the bit as long as nothing is lost. Tensors are
+    received on the device of the client's update.
 
     Args:
         uplink: The stages.

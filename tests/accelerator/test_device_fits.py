@@ -193,7 +193,7 @@ def _residuals(state):
 def test_mixed_precision(real_device, tmp_path, precision, record_property):
     if precision == "16-mixed" and real_device.torch.type != "cuda":
         pytest.skip("float16 needs a CUDA GPU")
-    trainer, params, losses, _ = fit(
+    _, params, losses, _ = fit(
         real_device, tmp_path, UPLINKS["ef(topk, sign)"], trainer={"precision": precision}, execution="auto"
     )
     record_property(f"loss in {precision}", losses[-1])

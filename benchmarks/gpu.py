@@ -55,7 +55,8 @@ def why_none() -> str:
 def describe(name: str) -> dict[str, Any]:
     """Return what is known of a device, and the versions."""
     device = torch.device(name)
-    versions = {package: importlib.metadata.version(package) for package in ("torch", "lightning", "torchmetrics")}
+    versions = {package: importlib.metadata.version(package) for package in ("lightning", "torchmetrics")}
+    versions["torch"] = torch.__version__  # with the build
     found: dict[str, Any] = {"device": name, "lightning_lbgm": __version__, "python": platform.python_version()}
     found |= {**versions, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
     if device.type == "cuda":

@@ -31,11 +31,6 @@ class Device:
     torch: torch.device
     is_real: bool = True
 
-    @property
-    def draws_like_cpu(self) -> bool:
-        """Whether its random numbers are those of the CPU."""
-        return self.torch.type == "cpu" or not self.is_real
-
     def trainer_settings(self) -> dict[str, Any]:
         """Return ``Trainer(accelerator=..., devices=...)``."""
         if not self.is_real:

@@ -42,6 +42,12 @@ class FarTensor(torch.Tensor):
     def new_tensor(self, data, **options):
         return FarTensor(torch.tensor(data, dtype=options.get("dtype", self.dtype)))
 
+    def data_ptr(self):
+        return self.near.data_ptr()
+
+    def untyped_storage(self):
+        return self.near.untyped_storage()
+
     def numpy(self, *args, **options):
         raise TypeError("can't convert a tensor of the emulated device to numpy: use Tensor.cpu() first.")
 

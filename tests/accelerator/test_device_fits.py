@@ -111,8 +111,6 @@ def test_a_fit_is_that_of_the_cpu(device, tmp_path, name, execution, record_prop
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_is_that_of_the_cpu(device, tmp_path, name, record_property):
-    if not device.is_real and "fedprox" in name:
-        pytest.skip("the emulated device has no addresses of memory")
     check_like_cpu(device, tmp_path, record_property, **SETTINGS[name](tmp_path))
 
 

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 
-.PHONY: demo test lint types tests docs fuzz test-oldest bench browser screenshots clean
+.PHONY: demo test lint types tests docs fuzz test-oldest bench gpu browser screenshots clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart.py
@@ -37,6 +37,10 @@ test-oldest: $(OLDEST)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
+
+# Tests and measures on the GPU, if there is one, and writes outputs/gpu.json; at most eight minutes.
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gpu
 
 # For the tests that look at pages; where it cannot be installed they are skipped.
 browser:

@@ -124,6 +124,7 @@ def execution(quick: bool) -> Iterator[Row]:
             for name in ("sequential", "vectorized", "auto")
         }
         seconds = take_turns(contestants, rounds=3 if quick else 10, warmup=1 if quick else 2)
+        row["sequential_s"] = median(seconds["sequential"])
         yield {**row, "ratio": ratio(seconds, "vectorized", "sequential")}
         yield {**row, "what": "auto / sequential", "ratio": ratio(seconds, "auto", "sequential")}
 

@@ -18,6 +18,8 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers.logger import Logger
 
+from benchmarks import device
+
 
 class MemoryLogger(Logger):
     """Keep what is logged in memory."""
@@ -71,7 +73,7 @@ class Fit(pl.Callback):
             module, loader = self._make()
             self.trainer = pl.Trainer(
                 **{
-                    "accelerator": "cpu",
+                    **device.trainer_settings(),
                     "max_epochs": 1_000_000,
                     "logger": MemoryLogger(),
                     "enable_checkpointing": False,
@@ -181,6 +183,7 @@ def take_turns(
                 for name in names[shift:] + names[:shift]:
                     begin = time.perf_counter()
                     next(running[name])
+                    device.synchronize()
                     if turn >= warmup:
                         seconds[name].append(time.perf_counter() - begin)
     finally:

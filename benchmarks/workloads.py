@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from benchmarks import device
+
 BATCH_SIZE, LOCAL_STEPS, LEARNING_RATE, EXAMPLES_PER_CLIENT = 32, 5, 0.1, 600
 
 Client = tuple[int, list[Tensor]]  # its number, and the indices of its local batches
@@ -121,21 +123,23 @@ class _Worker:
     """A model that trains clients one after the other and sums what they arrive at."""
 
     def __init__(self, workload: Workload) -> None:
-        self.net = workload.make_net()
+        self.device = device.current()
+        self.net = workload.make_net().to(self.device)
         self.parameters = list(self.net.parameters())
         self.inputs, self.targets = workload.data()
 
     def run(self, server: Sequence[Tensor], clients: Sequence[Client], num_clients: int) -> tuple[list[Tensor], Tensor]:
         """Return the sum of the clients' parameters over ``num_clients``, and the sum of the steps' losses."""
         sums = [torch.zeros_like(p) for p in server]
-        loss_sum = torch.zeros(())
+        loss_sum = torch.zeros((), device=self.device)
         for _, batches in clients:
             with torch.no_grad():
                 for p, s in zip(self.parameters, server):
                     p.copy_(s)
             optimizer = torch.optim.SGD(self.parameters, lr=LEARNING_RATE)
             for batch in batches:
-                loss = nn.functional.cross_entropy(self.net(self.inputs[batch]), self.targets[batch])
+                x, y = self.inputs[batch].to(self.device), self.targets[batch].to(self.device)
+                loss = nn.functional.cross_entropy(self.net(x), y)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -10,6 +10,7 @@ import os
 import lightning.pytorch as pl
 import pytest
 import torch
+from devices import DEVICES, REAL_DEVICES
 from hypothesis import HealthCheck, settings
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -42,6 +43,7 @@ collect_ignore = [
     "processes_death.py",
     "processes_script.py",
     "twin_script.py",
+    "two_devices_script.py",
 ]
 
 
@@ -135,6 +137,18 @@ def make_trainer(tmp_path):
 @pytest.fixture
 def fit(tmp_path):
     return functools.partial(fit_tiny, tmp_path)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    with request.param.entered():
+        yield request.param
+
+
+@pytest.fixture(params=REAL_DEVICES)
+def real_device(request):
+    """A device without the emulated one, for what that cannot do."""
+    return request.param
 
 
 class Recorder(pl.Callback):

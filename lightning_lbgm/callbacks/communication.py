@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from lightning_lbgm._compat.progress_bar import ClientProgress
+from lightning_lbgm.callbacks.advice import Advice
 from lightning_lbgm.callbacks.base import FederatedStrategy, strategy_of
 from lightning_lbgm.callbacks.outputs import MetricCurve, writes_files
 from lightning_lbgm.callbacks.run_outputs import log_round, outputs_of
@@ -73,6 +74,7 @@ class LBGMCallback(WritingCallback):
         self._curve = MetricCurve(monitor)  # over uplink bytes so far
         self._total_curve = MetricCurve(monitor)  # over those of both directions
         self._errors = ErrorMap()
+        self._advice = Advice()
         self._warned_of_rejection = False
         self._progress: ClientProgress | None = None
         self._progress_at = 0.0
@@ -85,6 +87,8 @@ class LBGMCallback(WritingCallback):
             self._curve, self._total_curve = MetricCurve(self.monitor), MetricCurve(self.monitor)
             self._errors = ErrorMap()
         self._warned_of_rejection = False
+        strategy = strategy_of(trainer)
+        self._advice.begin(strategy.uplink, strategy.settings(), anew=trainer.global_step == 0)
 
     @override
     def on_train_batch_start(
@@ -113,7 +117,7 @@ class LBGMCallback(WritingCallback):
         if self._progress is not None and self._progress.is_shown:
             self._progress.restore()
         self._warn_of_rejection(report)
-        metrics = round_metrics(report, strategy.ledger)
+        metrics = {**round_metrics(report, strategy.ledger), **self._advice.observe(report)}
         log_round(trainer, pl_module, metrics, report.round_index, in_bar=_IN_PROGRESS_BAR)
         if self._draws(trainer):
             self._errors.add(report.round_index, ((c.client_id, c.lbp_error) for c in report.clients if c.decision))
@@ -133,13 +137,14 @@ class LBGMCallback(WritingCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         if not self.figures:
-            return {}
+            return self._advice.state_dict()
         curves = {**self._curve.state_dict(), "total": self._total_curve.state_dict()}
-        return {**curves, "lbp_errors": self._errors.state_dict()}
+        return {**self._advice.state_dict(), **curves, "lbp_errors": self._errors.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self.figures:
+        self._advice.load_state_dict(state_dict)
+        if not self.figures or not state_dict.keys() - {"last_rounds"}:  # saved without figures
             return
         self._curve.load_state_dict(state_dict)
         if "total" in state_dict:  # not in checkpoints of earlier versions

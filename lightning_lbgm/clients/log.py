@@ -60,7 +60,7 @@ class LogEntry:
             return
         if self.reduction == "mean" and self.total is not None:
             self.weight += other.weight
-            self.total.add_(other.total)
+            self.total.add_(other.total.to(self.total.device))  # one client's first may be a number, and on the CPU
         elif self.reduction == "mean":
             self.weight, self.total = other.weight, other.total
         else:

@@ -287,10 +287,12 @@ def _field_to_state(value: Any, copy: bool) -> Any:
         return value.clone() if copy else value
     if isinstance(value, Payload):
         return value.to_state(copy=copy)
+    if isinstance(value, dict):
+        return {key: _field_to_state(item, copy) for key, item in value.items()}
     return [_field_to_state(item, copy) for item in value] if isinstance(value, list) else value
 
 
 def _field_from_state(value: Any) -> Any:
     if isinstance(value, dict):
-        return Payload.from_state(value)
+        return Payload.from_state(value) if "kind" in value else value
     return [_field_from_state(item) for item in value] if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.core.layout import LayoutLike
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.protocol.endpoints import ClientEnd, Received, Rejection, ServerEnd, forgotten, new_state
-from lightning_lbgm.protocol.message import count_bits
+from lightning_lbgm.protocol.message import Message, count_bits
 
 __all__ = ["Channel", "SharedChannel", "WireChannel"]
 
@@ -91,7 +91,7 @@ class WireChannel(Channel):
     """A channel of bytes between a ``ClientEnd`` and a ``ServerEnd``, each with a state of its own.
 
     What the server sees is equal to that of a ``SharedChannel`` to the bit as long as nothing is lost. Tensors are
-    received on the CPU.
+    received on the device of the client's update.
 
     Args:
         uplink: The stages.
@@ -134,7 +134,8 @@ class WireChannel(Channel):
         # The server's end of this client alone: whom to forget is the caller's to say, to both ends.
         self._server.load_state_dict({"clients": {client_id: state["server"]}})
         try:
-            received = self._server.receive(data, context.round_index, context)
+            received_message = Message.from_bytes(data, self._server.layout).to(update.device)
+            received = self._server.receive(received_message, context.round_index, context)
         except Rejection as rejection:
             client.rejected(rejection)
             return None

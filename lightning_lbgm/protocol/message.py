@@ -6,11 +6,13 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.core.nested import map_leaves
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.codec import DTYPES, MAX_SIZE, MessageError, Reader, Writer, dtype_code, varint_size
 
@@ -65,6 +67,17 @@ class Message:
     def num_bits(self) -> int:
         """Bits sent: all but the header, which has ``HEADER_BYTES`` bytes whatever is sent."""
         return count_bits(self.payload.num_bits, self.buffers)
+
+    def to(self, device: torch.device) -> Message:
+        """Return the message with its tensors on a device; ``from_bytes`` puts them on the CPU."""
+        if device.type == "cpu":
+            return self
+
+        def moved(leaf: object) -> object:
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        payload = Payload.from_state(map_leaves(self.payload.to_state(), moved), self.payload.layout)
+        return replace(self, payload=payload, buffers=map_leaves(self.buffers, moved))
 
     def to_bytes(self) -> bytes:
         """Return the binary form, which docs/uplink.md describes.

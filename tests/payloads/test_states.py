@@ -138,3 +138,6 @@ def test_a_model_with_a_state_is_both():
     assert 8 * len(payload.to_bytes()) == payload.num_bits
     assert back.dense().tolist() == [1.0, 2.0]
     assert_same(back.state, payload.state)
+    cloned = payload.clone()
+    assert_same(cloned.state, payload.state)
+    assert cloned.state["stages"][0]["mean"] is not payload.state["stages"][0]["mean"]

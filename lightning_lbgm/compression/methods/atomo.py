@@ -86,7 +86,8 @@ def keep_probabilities(values: Tensor, budget: int) -> Tensor:
         [1.0, 0.5, 0.5]
     """
     probabilities = (values > 0).to(values.dtype)
-    rests = values.flip(0).cumsum(0).flip(0)  # what is left from each on
+    # What is left from each on. On the CPU, because CUDA has no deterministic cumsum of floats.
+    rests = values.cpu().flip(0).cumsum(0).flip(0)
     for sure in range(min(budget, values.numel())):
         if float(rests[sure]) <= 0:
             break

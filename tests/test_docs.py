@@ -38,13 +38,13 @@ def test_the_metrics_page_lists_what_is_logged():
     from lightning_lbgm import LookBack
     from lightning_lbgm.callbacks.advice import Advice
     from lightning_lbgm.callbacks.communication import round_metrics
-    from lightning_lbgm.compression import as_chain
+    from lightning_lbgm.compression import Decision, as_chain
     from lightning_lbgm.reports.ledger import Ledger
-    from lightning_lbgm.reports.reports import RoundReport
+    from lightning_lbgm.reports.reports import Broadcast, RoundReport
 
     advice = Advice()
     advice.begin(as_chain(LookBack()), {"clients_per_round": 1, "num_clients": 2}, anew=True)
-    report = RoundReport(0, (), 0.0)
+    report = RoundReport(0, (), 0.0, broadcast=Broadcast(decision=Decision((True,), (0.1,), (1.0,))))
     logged = {*round_metrics(report, Ledger()), *advice.observe(report)}
     listed = set(re.findall(r"^\| `((?:comm|lbgm|fl)/\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
     assert logged == listed

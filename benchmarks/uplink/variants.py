@@ -1,0 +1,111 @@
+"""What is compared: settings of the federation, and for each the chains of the uplink and the downlink."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lightning_lbgm import DIANA, QSGD, Cast, ErrorFeedback, LookBack, SignSGD, TargetSavings, TopK
+from lightning_lbgm.compression import Chain, Stage
+
+__all__ = ["DATASETS", "NUM_CLIENTS", "SETTINGS", "Setting", "Variant", "variants"]
+
+NUM_CLIENTS = 100
+DATASETS = ("MNIST", "FashionMNIST")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the clients train.
+
+    Attributes:
+        title: In words.
+        hidden: Width of the hidden layer; None: a linear model.
+        batch_size: Examples in a local batch; 60,000 makes full-batch steps.
+        local_steps: Steps of a client in a round; None: a pass over its examples.
+        clients_per_round: Size of the cohort; None: all clients.
+        rounds: Rounds of a run.
+    """
+
+    title: str
+    hidden: int | None
+    batch_size: int
+    local_steps: int | None
+    clients_per_round: int | None
+    rounds: int
+
+
+SETTINGS = {
+    "paper": Setting("Linear model, full-batch steps, all clients (the paper's setting)", None, 60_000, None, None, 60),
+    "noisy": Setting("MLP, 5 local steps of batch 32, all clients", 128, 32, 5, None, 60),
+    "cohorts": Setting("MLP, 5 local steps of batch 32, 10 of 100 clients a round", 128, 32, 5, 10, 120),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Chains to compare.
+
+    Attributes:
+        uplink: Stages of the uplink; none: updates in full.
+        downlink: Stages of the downlink; none: the model in full.
+        group: In the figure: ``"FedAvg"``, ``"paper"`` (LBGM as published), ``"stateful"``, ``"stateless"`` or
+            ``"both directions"``.
+    """
+
+    group: str
+    uplink: list[Stage] = field(default_factory=list)
+    downlink: list[Stage] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The chains in short, such as ``EF(TopK(0.03) + SignSGD())``; with a downlink both, with an arrow each."""
+        up = " + ".join(map(_short, self.uplink)) or "full"
+        if not self.downlink:
+            return up if self.uplink else "FedAvg"
+        return f"↑ {up} ↓ {' + '.join(map(_short, self.downlink))}"
+
+
+def variants(setting: str) -> list[Variant]:
+    """Return what is compared in a setting, FedAvg first."""
+    sparse_signs: list[Stage] = [TopK(0.03), SignSGD()]
+    by_row = LookBack(0.9, rank=8, rowwise=True)
+    found = [
+        Variant("FedAvg"),
+        Variant("paper", [LookBack(0.2)]),
+        Variant("paper", [TopK(0.1), LookBack(0.2)]),
+        Variant("stateful", [ErrorFeedback(sparse_signs)]),
+        Variant("stateful", [ErrorFeedback(DIANA(sparse_signs))]),
+        Variant("stateful", [ErrorFeedback([Cast(torch.bfloat16), by_row])]),
+        Variant("stateless", [Cast(torch.bfloat16)]),
+        Variant("stateless", [QSGD(4)]),
+    ]
+    if setting == "paper":
+        found += [
+            Variant("paper", [SignSGD(), LookBack(0.2)]),
+            Variant("stateful", [LookBack(0.06, rank=4, rowwise=True)]),
+            Variant("stateful", [ErrorFeedback(LookBack(TargetSavings(0.9), rank=8, rowwise=True))]),
+        ]
+    return found
+
+
+def _short(value: Any) -> str:
+    """Name a stage by its settings, without those that are at their default and say little."""
+    if isinstance(value, Chain):
+        return " + ".join(map(_short, value.stages))
+    if isinstance(value, ErrorFeedback):
+        return f"EF({_short(value.stage)})"
+    if not isinstance(value, (Stage, TargetSavings)):
+        return str(value).removeprefix("torch.")
+    settings = []
+    for name, parameter in inspect.signature(type(value)).parameters.items():
+        if not hasattr(value, name):
+            continue
+        always = name in ("threshold", "bits", "levels") or (name == "dtype" and parameter.default is not None)
+        plain = parameter.default is parameter.empty or always
+        if plain or getattr(value, name) != parameter.default:
+            settings.append(_short(getattr(value, name)) if plain else f"{name}={getattr(value, name)!r}")
+    return f"{type(value).__name__}({', '.join(settings)})"

@@ -31,19 +31,10 @@ from lightning_lbgm.compression import (
 )
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.payloads.bits import (
-    GapCode,
-    choose_gap_code,
-    count_bits,
-    decode_gaps,
-    encode_gaps,
-    pack_bits,
-    pack_integers,
-    unpack_bits,
-    unpack_integers,
-)
+from lightning_lbgm.payloads.bits import count_bits, pack_bits, pack_integers, unpack_bits, unpack_integers
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients, Combination
+from lightning_lbgm.payloads.gaps import GapCode, choose_gap_code, decode_gaps, encode_gaps
 from lightning_lbgm.payloads.low_rank import LowRank
 from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.sparse import Sparse

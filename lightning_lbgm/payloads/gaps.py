@@ -1,0 +1,99 @@
+"""Golomb-Rice code of sparse indices: the gaps between them, or a bitmap.
+
+All of it is vectorised: no loop over the entries.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.payloads.bits import pack_bits, pack_integers, unpack_bits, unpack_integers
+
+__all__ = ["GapCode", "choose_gap_code", "decode_gaps", "encode_gaps", "gaps_of"]
+
+
+class GapCode(NamedTuple):
+    """How a set of indices is coded.
+
+    Attributes:
+        width: Rice parameter b, in bits; -1 means a bitmap.
+        low_bytes: Bytes of the low b bits of every gap.
+        high_bytes: Bytes of the rest of every gap in unary, or of the bitmap.
+    """
+
+    width: int
+    low_bytes: int
+    high_bytes: int
+
+
+def choose_gap_code(indices: Tensor, size: int) -> GapCode:
+    """Choose the smaller of a Golomb-Rice code of the gaps and a bitmap.
+
+    A gap is the number of entries left out before an index. Its low b bits are stored as they are, the rest in unary
+    (Golomb, "Run-length encodings", IEEE Trans. Inf. Theory 1966): ``1 + b + (gap >> b)`` bits, near the entropy for
+    indices spread at random.
+
+    Args:
+        indices: Increasing, in ``[0, size)``, shape ``(k,)``.
+        size: Number of entries that they point into.
+    """
+    k = indices.numel()
+    if k == 0:
+        return GapCode(0, 0, 0)
+    gaps = gaps_of(indices)
+    width = max(1, size // k).bit_length() - 1
+    bits = _code_bits(gaps, width)
+    # The bits are convex in the width, because a gap's high part shrinks by less with every bit: downhill is optimal.
+    for step in (-1, 1):
+        start = width
+        while width + step >= 0 and (other := _code_bits(gaps, width + step)) < bits:
+            width, bits = width + step, other
+        if width != start:
+            break
+    code = GapCode(width, -(-k * width // 8), -(-(bits - k * width) // 8))
+    bitmap = GapCode(-1, 0, -(-size // 8))
+    return code if code.low_bytes + code.high_bytes < bitmap.high_bytes else bitmap
+
+
+def encode_gaps(indices: Tensor, size: int, code: GapCode) -> tuple[Tensor, Tensor]:
+    """Return the bytes of the low bits and of the rest, both ``uint8``."""
+    if code.width < 0:
+        bitmap = torch.zeros(size, dtype=torch.bool, device=indices.device)
+        bitmap[indices.long()] = True
+        return pack_bits(bitmap[:0]), pack_bits(bitmap)
+    gaps = gaps_of(indices)
+    # Gap i in unary: as many zeros as its high part says, then a one.
+    ends = (gaps >> code.width).cumsum(0) + torch.arange(gaps.numel(), device=gaps.device)
+    unary = torch.zeros(int(ends[-1]) + 1 if gaps.numel() else 0, dtype=torch.bool, device=indices.device)
+    unary[ends] = True
+    return pack_integers(gaps, code.width), pack_bits(unary)
+
+
+def decode_gaps(low: Tensor, high: Tensor, count: int, size: int, width: int) -> Tensor | None:
+    """Undo ``encode_gaps``; None if the bytes are no code of ``count`` indices below ``size``."""
+    ones = unpack_bits(high, 8 * high.numel()).nonzero().view(-1)
+    if ones.numel() != count:
+        return None
+    if width < 0:
+        indices = ones
+    else:
+        quotients = torch.diff(ones, prepend=ones.new_tensor([-1])) - 1
+        if count and width and int(quotients.max()) >= max(1, size >> width) + 1:
+            return None  # before the shift can overflow
+        gaps = (quotients << width) + unpack_integers(low, count, width)
+        indices = (gaps + 1).cumsum(0) - 1
+    # Not the last one only: sums of absurd gaps pass the size before they wrap around.
+    return None if count and int(indices.max()) >= size else indices
+
+
+def _code_bits(gaps: Tensor, width: int) -> int:
+    """Return the bits of all gaps with a Rice parameter."""
+    return int(gaps.numel()) * (width + 1) + int((gaps >> width).sum(dtype=torch.int64))
+
+
+def gaps_of(indices: Tensor) -> Tensor:
+    """Return how many entries are left out before each index, in its dtype."""
+    return torch.diff(indices, prepend=indices.new_tensor([-1])) - 1

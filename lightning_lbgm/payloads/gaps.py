@@ -1,18 +1,31 @@
-"""Golomb-Rice code of sparse indices: the gaps between them, or a bitmap.
+"""Codes of sparse indices by the gaps between them: Golomb-Rice or a bitmap, and bit lengths with the bits below.
 
 All of it is vectorised: no loop over the entries.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_lbgm.payloads.bits import pack_bits, pack_integers, unpack_bits, unpack_integers
+from lightning_lbgm.payloads.codec import Reader, Writer
 
-__all__ = ["GapCode", "choose_gap_code", "decode_gaps", "encode_gaps", "gaps_of"]
+__all__ = [
+    "GapCode",
+    "choose_gap_code",
+    "decode_gaps",
+    "encode_gaps",
+    "gap_bits_bytes",
+    "gaps_of",
+    "read_gap_bits",
+    "write_gap_bits",
+]
 
 
 class GapCode(NamedTuple):
@@ -97,3 +110,32 @@ def _code_bits(gaps: Tensor, width: int) -> int:
 def gaps_of(indices: Tensor) -> Tensor:
     """Return how many entries are left out before each index, in its dtype."""
     return torch.diff(indices, prepend=indices.new_tensor([-1])) - 1
+
+
+def write_gap_bits(out: Writer, gaps: NDArray[Any], lengths: NDArray[Any]) -> None:
+    """Write what the bit lengths of gaps leave open, the bits below the highest, for one length after the other."""
+    bits = [
+        (gaps[lengths == length][:, None] >> np.arange(length - 1) & 1).astype(np.uint8).reshape(-1)
+        for length in range(2, int(lengths.max(initial=0)) + 1)
+    ]
+    out.raw(np.packbits(np.concatenate(bits), bitorder="little").tobytes() if bits else b"")
+
+
+def read_gap_bits(data: Reader, lengths: NDArray[Any]) -> NDArray[np.int64]:
+    """Read the gaps of given bit lengths that ``write_gap_bits`` has written."""
+    counts = np.bincount(lengths, minlength=2)
+    packed = np.frombuffer(data.take(gap_bits_bytes(counts.tolist())), dtype=np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")
+    gaps = (lengths > 0).astype(np.int64)
+    position = 0
+    for length in range(2, len(counts)):
+        count = int(counts[length])
+        low = bits[position : position + count * (length - 1)].reshape(count, length - 1)
+        gaps[lengths == length] = (low.astype(np.int64) << np.arange(length - 1)).sum(1) + (1 << length - 1)
+        position += low.size
+    return gaps
+
+
+def gap_bits_bytes(counts: Sequence[int]) -> int:
+    """Return the bytes that ``write_gap_bits`` writes for so many gaps of each bit length."""
+    return -(-sum(count * max(0, length - 1) for length, count in enumerate(counts)) // 8)

@@ -1,0 +1,165 @@
+"""Stochastic rounding to evenly spaced levels, so that the mean over the rounding is the number.
+
+A random float an entry would take longer than all the rest on a CPU. There a random byte an entry decides, and a finer
+draw refines it: for the entries that the byte leaves open if few are left, else one from a table of random fractions.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.integers import Integers
+from lightning_lbgm.payloads.levels import Levels, compute_dtype, pieces
+from lightning_lbgm.payloads.sparse import index_dtype
+
+__all__ = ["Scale", "quantize"]
+
+Scale = Literal["max", "norm"]
+
+_BYTES = 256
+_SAMPLE = 4096  # entries that tell whether most will be zero
+_FEW = 0.1  # share of entries that are not rounded to zero up to which they are picked out first
+_ORDINARY = (1e-30, 1e30)  # scales whose reciprocal times 2 ** 15 is finite and normal
+
+
+def quantize(
+    numbers: Dense, top: int, bucket_size: int | None, scale: Scale, generator: torch.Generator
+) -> Levels:
+    """Round each number at random to one of the two levels next to it.
+
+    Args:
+        numbers: What to quantize.
+        top: Positive levels, 1 to 127.
+        bucket_size: Entries that have a scale in common; None: all.
+        scale: What the highest level is: the largest magnitude or the Euclidean norm.
+        generator: On the numbers' device.
+    """
+    values = numbers.values
+    size = values.numel()
+    bucket_size = bucket_size if bucket_size is not None and bucket_size < size else 0
+    scales = _scales(values, bucket_size, scale)
+    if not bucket_size and values.dtype == torch.float32 and values.device.type == "cpu" and size:
+        integers = _pick_out(values, scales, top, generator)
+        if integers is not None:
+            return Levels.of(integers, scales, 0, 0, numbers.layout)
+    levels = _round(values, scales, top, bucket_size, generator)
+    return Levels.of(Integers.of(levels, top), scales, bucket_size, 0, numbers.layout)
+
+
+def _scales(values: Tensor, bucket_size: int, scale: Scale) -> Tensor:
+    """Return the scale of each bucket, shape ``(buckets,)``."""
+    if not values.numel():
+        return values.new_empty(0)
+    if not bucket_size:
+        return _scale(values[None], scale)
+    rows = values.numel() // bucket_size * bucket_size
+    scales = []
+    if values.device.type == "cpu":
+        for piece in pieces(rows, bucket_size, values.device):
+            scales.append(_scale(piece.cut(values), scale))
+    else:
+        scales.append(_scale(values[:rows].view(-1, bucket_size), scale))
+    if rows < values.numel():
+        scales.append(_scale(values[None, rows:], scale))
+    return torch.cat(scales)
+
+
+def _scale(rows: Tensor, scale: Scale) -> Tensor:
+    """Return the scale of each row."""
+    if len(rows) == 1:
+        least, most = torch.aminmax(rows)  # as fast as memory, unlike the largest magnitude
+        largest = torch.maximum(-least, most)[None]
+    else:
+        largest = rows.abs().amax(1)
+    if scale == "max":
+        return largest
+    norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)  # squares of 1e30 are beyond single precision
+    # No less than the largest, which a norm rounded down could be, and no more than the dtype holds.
+    return norm.clamp_(max=torch.finfo(rows.dtype).max).to(rows.dtype).maximum(largest)
+
+
+def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generator) -> Integers | None:
+    """Round numbers most of which become zero; None if they do not, or the scale is extreme."""
+    scale, size = float(scales), values.numel()
+    if not _ORDINARY[0] < scale < _ORDINARY[1]:
+        return None
+    sample = values[:: -(-size // _SAMPLE)].abs().mul_(top / scale).clamp_(max=1.0)
+    if float(sample.mean()) > _FEW:
+        return None
+    # An entry is not zero if a uniform number is below its magnitude in levels: then its first byte is not above that
+    # of the magnitude. The factor makes up for round-off, so that none is missed.
+    factor = _BYTES * top / scale * (1 + 1e-6)
+    mask = torch.zeros(-(-size // 8) * 8, dtype=torch.bool)
+    draw = _Bytes(size, generator)
+    for piece in pieces(size, 0, values.device):
+        begin, end = piece.begin, piece.end
+        torch.le(draw.next(end - begin), _first_byte(values[begin:end] * factor), out=mask[begin:end])
+    words = mask.view(torch.int64).nonzero().view(-1)  # eight entries at a time: most are zero
+    word, place = mask.view(-1, 8)[words].nonzero().unbind(1)
+    indices = words[word].mul_(8).add_(place)
+    chosen = values[indices]
+    # Given its first byte, the uniform number is below the end of the magnitude's.
+    uniform = torch.rand(len(chosen), dtype=torch.float64, generator=generator)
+    uniform.mul_(_first_byte(chosen * factor).double().add_(1.0)).div_(_BYTES)
+    magnitudes = chosen.abs().div_(scales).mul_(top)
+    levels = magnitudes.floor()
+    levels.add_(magnitudes.sub_(levels) > uniform).mul_(chosen.sign())
+    kept = levels.nonzero().view(-1)
+    return Integers.at(indices[kept].to(index_dtype(size)), levels[kept].to(torch.int8), 0, size, top)
+
+
+def _first_byte(numbers: Tensor) -> Tensor:
+    """Return the whole part of magnitudes below 256, and 255 for others; the numbers are overwritten."""
+    return numbers.abs_().clamp_(max=_BYTES - 1).to(torch.int16).to(torch.uint8)  # by itself the step to bytes is slow
+
+
+def _round(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator: torch.Generator) -> Tensor:
+    """Round all numbers, and return their levels, ``int8``."""
+    size, dtype, device = values.numel(), compute_dtype(values.dtype), values.device
+    levels = torch.empty(size, dtype=torch.int8, device=device)
+    divisors = torch.where(scales > 0, scales, 1.0).to(dtype)
+    draw = _Bytes(size, generator) if device.type == "cpu" else None
+    for piece in pieces(size, bucket_size, device):
+        # Divided first: a scale may be tiny, and the largest magnitude is the highest level to the bit.
+        numbers = (piece.cut(values).to(dtype) / piece.scales(divisors)).view(-1)
+        if top > 1:
+            numbers.mul_(top)
+        whole = numbers.floor()
+        numbers.sub_(whole)
+        # The number goes up if its fraction is above a uniform number: if the difference, above -1, is positive.
+        if draw is None:
+            numbers.sub_(torch.rand(numbers.shape, dtype=dtype, device=device, generator=generator))
+        else:
+            numbers.sub_(draw.next(len(numbers)).to(dtype), alpha=1 / _BYTES).sub_(draw.fractions[: len(numbers)])
+        # Numbers that are not finite must not become levels that there are not.
+        levels[piece.begin : piece.end] = numbers.ceil_().add_(whole).to(torch.int8).clamp_(-top, top)
+    return levels
+
+
+class _Bytes:
+    """Random bytes for ``size`` numbers, in portions of at most 2 ** 15.
+
+    Attributes:
+        fractions: What lies between two bytes, in units of a byte, for the numbers of a portion: 256 values that are
+            shifted by one that is drawn once. Numbers that have it in common hardly depend on each other, because the
+            byte decides in 255 of 256 cases.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._buffer = torch.empty(-(-min(size, 2**15) // 8), dtype=torch.int64)
+
+    def next(self, count: int) -> Tensor:
+        """Draw ``count`` bytes; the last ones are overwritten."""
+        words = self._buffer[: -(-count // 8)].random_(-(2**63), None, generator=self._generator)
+        return words.view(torch.uint8)[:count]
+
+    @cached_property
+    def fractions(self) -> Tensor:
+        shift = torch.rand((), generator=self._generator)
+        return (self.next(8 * len(self._buffer)).float() + shift).div_(_BYTES**2)

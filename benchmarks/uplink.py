@@ -93,7 +93,7 @@ def uplinks(setting: str) -> dict[str, tuple[str, list[Stage]]]:
 
     # Thresholds that suit each setting: with and without error feedback, for the whole vector and by row.
     plain, fed, by_row = {"paper": (0.05, 0.8, 0.06), "noisy": (0.7, 0.8, 0.9)}[setting]
-    for stage in (TopK(0.1), ATOMO(2), PowerSGD(2), SignSGD(), QSGD(4), RandK(0.1), bf16):
+    for stage in (TopK(0.1), ATOMO(2), PowerSGD(2), SignSGD(), QSGD(7, bucket_size=512), RandK(0.1), bf16):
         add("compressor", stage)
         add("compressor + LookBack", stage, LookBack(plain, rank=4))
         if not isinstance(stage, (QSGD, RandK, Cast)):  # the biased ones
@@ -101,7 +101,7 @@ def uplinks(setting: str) -> dict[str, tuple[str, list[Stage]]]:
             add("compressor + LookBack", stage, LookBack(fed, rank=4), feedback=True)
     for fraction in (0.03, 0.01):
         add("compressor", TopK(fraction), feedback=True)
-    for stage in (bf16, QSGD(4), SignSGD()):
+    for stage in (bf16, QSGD(7, bucket_size=512), SignSGD()):
         add("compressor", TopK(0.03), stage, feedback=True)
     add("LookBack", LookBack(0.2))
     for rank in (1, 4, 8, 16):
@@ -131,7 +131,9 @@ def _short(value: Any) -> str:
         return str(value).removeprefix("torch.")
     settings = []
     for name, parameter in inspect.signature(type(value)).parameters.items():
-        always = name in ("threshold", "bits", "dtype") and parameter.default is not None
+        if not hasattr(value, name):
+            continue  # deprecated
+        always = name in ("threshold", "levels", "dtype") and parameter.default is not None
         plain = parameter.default is parameter.empty or always
         if plain or getattr(value, name) != parameter.default:
             settings.append(_short(getattr(value, name)) if plain else f"{name}={getattr(value, name)!r}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RandK,
         SignSGD,
         TargetSavings,
+        Ternary,
         TopK,
     )
     from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
@@ -57,6 +58,7 @@ __all__ = [
     "RandK",
     "SignSGD",
     "TargetSavings",
+    "Ternary",
     "TopK",
     "WeightedMean",
     "__version__",

@@ -9,12 +9,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.integers import Integers
-from lightning_lbgm.payloads.levels import Levels, compute_dtype, pieces
+from lightning_lbgm.payloads.levels import CHUNK, Levels, compute_dtype, pieces
 from lightning_lbgm.payloads.sparse import index_dtype
 
 __all__ = ["Scale", "quantize"]
@@ -27,9 +28,7 @@ _FEW = 0.1  # share of entries that are not rounded to zero up to which they are
 _ORDINARY = (1e-30, 1e30)  # scales whose reciprocal times 2 ** 15 is finite and normal
 
 
-def quantize(
-    numbers: Dense, top: int, bucket_size: int | None, scale: Scale, generator: torch.Generator
-) -> Levels:
+def quantize(numbers: Dense, top: int, bucket_size: int | None, scale: Scale, generator: torch.Generator) -> Levels:
     """Round each number at random to one of the two levels next to it.
 
     Args:
@@ -58,15 +57,11 @@ def _scales(values: Tensor, bucket_size: int, scale: Scale) -> Tensor:
     if not bucket_size:
         return _scale(values[None], scale)
     rows = values.numel() // bucket_size * bucket_size
-    scales = []
-    if values.device.type == "cpu":
-        for piece in pieces(rows, bucket_size, values.device):
-            scales.append(_scale(piece.cut(values), scale))
-    else:
-        scales.append(_scale(values[:rows].view(-1, bucket_size), scale))
+    some = max(bucket_size, CHUNK // bucket_size * bucket_size if values.device.type == "cpu" else rows)
+    parts = [_scale(part.view(-1, bucket_size), scale) for part in values[:rows].split(some)]
     if rows < values.numel():
-        scales.append(_scale(values[None, rows:], scale))
-    return torch.cat(scales)
+        parts.append(_scale(values[None, rows:], scale))
+    return torch.cat(parts)
 
 
 def _scale(rows: Tensor, scale: Scale) -> Tensor:
@@ -75,7 +70,7 @@ def _scale(rows: Tensor, scale: Scale) -> Tensor:
         least, most = torch.aminmax(rows)  # as fast as memory, unlike the largest magnitude
         largest = torch.maximum(-least, most)[None]
     else:
-        largest = rows.abs().amax(1)
+        largest = torch.maximum(-rows.amin(1), rows.amax(1))
     if scale == "max":
         return largest
     norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)  # squares of 1e30 are beyond single precision
@@ -94,14 +89,13 @@ def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generat
     # An entry is not zero if a uniform number is below its magnitude in levels: then its first byte is not above that
     # of the magnitude. The factor makes up for round-off, so that none is missed.
     factor = _BYTES * top / scale * (1 + 1e-6)
-    mask = torch.zeros(-(-size // 8) * 8, dtype=torch.bool)
-    draw = _Bytes(size, generator)
+    mask = torch.empty(size, dtype=torch.bool)
+    draw, buffer = _Bytes(size, generator), torch.empty(min(size, CHUNK))
     for piece in pieces(size, 0, values.device):
         begin, end = piece.begin, piece.end
-        torch.le(draw.next(end - begin), _first_byte(values[begin:end] * factor), out=mask[begin:end])
-    words = mask.view(torch.int64).nonzero().view(-1)  # eight entries at a time: most are zero
-    word, place = mask.view(-1, 8)[words].nonzero().unbind(1)
-    indices = words[word].mul_(8).add_(place)
+        below = _first_byte(torch.mul(values[begin:end], factor, out=buffer[: end - begin]))
+        torch.le(draw.next(end - begin), below, out=mask[begin:end])
+    indices = torch.from_numpy(np.flatnonzero(mask.numpy()))
     chosen = values[indices]
     # Given its first byte, the uniform number is below the end of the magnitude's.
     uniform = torch.rand(len(chosen), dtype=torch.float64, generator=generator)
@@ -124,25 +118,29 @@ def _round(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator
     levels = torch.empty(size, dtype=torch.int8, device=device)
     divisors = torch.where(scales > 0, scales, 1.0).to(dtype)
     draw = _Bytes(size, generator) if device.type == "cpu" else None
+    work = torch.empty(3, size if draw is None else min(size, CHUNK), dtype=dtype, device=device)
     for piece in pieces(size, bucket_size, device):
+        rows = piece.cut(values)
+        numbers, whole, uniform = work[:, : rows.numel()].view(3, *rows.shape)
         # Divided first: a scale may be tiny, and the largest magnitude is the highest level to the bit.
-        numbers = (piece.cut(values).to(dtype) / piece.scales(divisors)).view(-1)
+        torch.div(rows, piece.scales(divisors), out=numbers)
         if top > 1:
             numbers.mul_(top)
-        whole = numbers.floor()
+        torch.floor(numbers, out=whole)
+        # A number goes up if its fraction is above a uniform number: if the difference, above -1, is positive.
         numbers.sub_(whole)
-        # The number goes up if its fraction is above a uniform number: if the difference, above -1, is positive.
         if draw is None:
-            numbers.sub_(torch.rand(numbers.shape, dtype=dtype, device=device, generator=generator))
+            numbers.sub_(uniform.uniform_(generator=generator))
         else:
-            numbers.sub_(draw.next(len(numbers)).to(dtype), alpha=1 / _BYTES).sub_(draw.fractions[: len(numbers)])
+            fractions = draw.fractions[: rows.numel()].view(rows.shape)
+            numbers.sub_(uniform.copy_(draw.next(rows.numel()).view(rows.shape)), alpha=1 / _BYTES).sub_(fractions)
         # Numbers that are not finite must not become levels that there are not.
-        levels[piece.begin : piece.end] = numbers.ceil_().add_(whole).to(torch.int8).clamp_(-top, top)
+        piece.cut(levels).copy_(numbers.ceil_().add_(whole)).clamp_(-top, top)
     return levels
 
 
 class _Bytes:
-    """Random bytes for ``size`` numbers, in portions of at most 2 ** 15.
+    """Random bytes for ``size`` numbers, in portions that stay in the cache.
 
     Attributes:
         fractions: What lies between two bytes, in units of a byte, for the numbers of a portion: 256 values that are
@@ -152,7 +150,7 @@ class _Bytes:
 
     def __init__(self, size: int, generator: torch.Generator) -> None:
         self._generator = generator
-        self._buffer = torch.empty(-(-min(size, 2**15) // 8), dtype=torch.int64)
+        self._buffer = torch.empty(-(-min(size, CHUNK) // 8), dtype=torch.int64)
 
     def next(self, count: int) -> Tensor:
         """Draw ``count`` bytes; the last ones are overwritten."""

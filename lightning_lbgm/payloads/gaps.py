@@ -18,6 +18,7 @@ from lightning_lbgm.payloads.codec import Reader, Writer
 
 __all__ = [
     "GapCode",
+    "bit_lengths",
     "choose_gap_code",
     "decode_gaps",
     "encode_gaps",
@@ -110,6 +111,11 @@ def _code_bits(gaps: Tensor, width: int) -> int:
 def gaps_of(indices: Tensor) -> Tensor:
     """Return how many entries are left out before each index, in its dtype."""
     return torch.diff(indices, prepend=indices.new_tensor([-1])) - 1
+
+
+def bit_lengths(gaps: Tensor) -> Tensor:
+    """Return the bit lengths of numbers below 2^52: from floats' exponents, and faster than ``frexp``."""
+    return ((gaps.double().view(torch.int64) >> 52) - 1022).clamp_(min=0)
 
 
 def write_gap_bits(out: Writer, gaps: NDArray[Any], lengths: NDArray[Any]) -> None:

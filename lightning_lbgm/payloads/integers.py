@@ -1,4 +1,4 @@
-"""Small integers and their code: fixed width, entropy coded, or exceptions from the most frequent one and their gaps."""
+"""Small integers and their code: of fixed width, an entropy code, or exceptions and the gaps between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_lbgm.payloads.bits import pack_integers, unpack_integers
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
 from lightning_lbgm.payloads.entropy import Table, read_stream, stream_bytes, write_stream
-from lightning_lbgm.payloads.gaps import gap_bits_bytes, gaps_of, read_gap_bits, write_gap_bits
+from lightning_lbgm.payloads.gaps import bit_lengths, gap_bits_bytes, gaps_of, read_gap_bits, write_gap_bits
 from lightning_lbgm.payloads.sparse import index_dtype
 
 __all__ = ["IntegerCode", "Integers", "choose_code", "read_integers", "write_integers"]
@@ -29,6 +29,7 @@ class Integers(NamedTuple):
         base: The most frequent integer if exceptions are given; else 0.
         size: How many there are.
         top: 1 to 127.
+        counts: How often each from -top to top is among ``levels``, if that is known.
     """
 
     levels: Tensor
@@ -36,6 +37,7 @@ class Integers(NamedTuple):
     base: int
     size: int
     top: int
+    counts: list[int] | None = None
 
     @staticmethod
     def of(levels: Tensor, top: int) -> Integers:
@@ -44,18 +46,19 @@ class Integers(NamedTuple):
         counts = _count(levels, top)
         most = max(counts)
         if _SHARE * (size - most) > size:
-            return Integers(levels, None, 0, size, top)
+            return Integers(levels, None, 0, size, top, counts)
         base = counts.index(most) - top if most else 0
-        indices = (levels != base).nonzero().view(-1).to(index_dtype(size))
-        return Integers(levels[indices], indices, base, size, top)
+        indices = _nonzero(levels != base).to(index_dtype(size))
+        counts[base + top] = 0
+        return Integers(levels[indices], indices, base, size, top, counts)
 
     @staticmethod
     def at(indices: Tensor, levels: Tensor, base: int, size: int, top: int) -> Integers:
         """Keep the exceptions at some indices, or all integers if they are more than an eighth."""
         sparse = Integers(levels, indices, base, size, top)
-        return sparse if _SHARE * levels.numel() <= size else Integers(sparse.all(), None, 0, size, top)
+        return sparse if _SHARE * levels.numel() <= size else Integers(sparse.everywhere(), None, 0, size, top)
 
-    def all(self) -> Tensor:
+    def everywhere(self) -> Tensor:
         """Return all integers, ``int8``, shape ``(size,)``."""
         if self.indices is None:
             return self.levels
@@ -86,20 +89,19 @@ class IntegerCode(NamedTuple):
 
 def choose_code(integers: Integers) -> IntegerCode:
     """Choose the smallest code. Its length follows from counts; nothing is coded yet."""
-    levels, indices, _, size, top = integers
+    levels, indices, _, size, top, known = integers
     fixed = IntegerCode(_FIXED, 1 + -(-size * _width(top) // 8))
     count = levels.numel()
     if not count:
         return min(fixed, IntegerCode(_EXCEPTIONS, 3), key=lambda code: code.num_bytes)
-    counts = _count(levels, top)
+    counts = known or _count(levels, top)
     table = Table.of(counts)
     words = table.words(counts, bounded=indices is None)
     num_bytes = 1 + table.num_bytes + stream_bytes(table, words, count)
     if indices is None:
         coded = IntegerCode(_ENTROPY, num_bytes, table, words)
     else:
-        lengths = torch.frexp(gaps_of(indices).double()).exponent
-        gap_counts = torch.bincount(lengths, minlength=_num_lengths(size)).tolist()
+        gap_counts = torch.bincount(bit_lengths(gaps_of(indices)), minlength=_num_lengths(size)).tolist()
         gaps = Table.of(gap_counts)
         gap_words = gaps.words(gap_counts, bounded=True)
         num_bytes += varint_size(count) + 1 + gaps.num_bytes
@@ -113,7 +115,7 @@ def write_integers(out: Writer, integers: Integers, code: IntegerCode) -> None:
     out.byte(code.mode)
     top = integers.top
     if code.mode == _FIXED:
-        out.tensor(pack_integers(integers.all().int() + top, _width(top)))
+        out.tensor(pack_integers(integers.everywhere().int() + top, _width(top)))
         return
     if code.mode == _EXCEPTIONS:
         out.varint(integers.levels.numel())
@@ -180,6 +182,11 @@ def _count(levels: Tensor, top: int) -> list[int]:
     """Count the integers from -top to top."""
     counts: list[int] = torch.bincount(levels.view(torch.uint8), minlength=256).tolist()
     return [counts[level & 255] for level in range(-top, top + 1)]
+
+
+def _nonzero(mask: Tensor) -> Tensor:
+    """Return where a mask of shape ``(n,)`` is set; NumPy is several times as fast on a CPU."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.nonzero().view(-1)
 
 
 def _width(top: int) -> int:

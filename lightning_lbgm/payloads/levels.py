@@ -16,11 +16,12 @@ from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_s
 from lightning_lbgm.payloads.integers import IntegerCode, Integers, choose_code, read_integers, write_integers
 from lightning_lbgm.payloads.sparse import Sparse
 
-__all__ = ["MAX_LEVELS", "Levels", "Piece", "compute_dtype", "pieces"]
+__all__ = ["CHUNK", "MAX_LEVELS", "Levels", "Piece", "compute_dtype", "pieces"]
 
 MAX_LEVELS = 127
 
-_CHUNK = 2**15  # entries handled at a time: they stay in the processor's cache
+CHUNK = 2**15
+"""Entries handled at a time on a CPU: they stay in its cache."""
 _ACCELERATOR_CHUNK = 2**22
 
 
@@ -57,7 +58,7 @@ def pieces(size: int, bucket_size: int, device: torch.device, phase: int = 0) ->
         device: Where they are.
         phase: Entries of the first bucket that come before the first one here.
     """
-    chunk = _CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
+    chunk = CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
     bucket_size, begin = bucket_size or phase + size, 0
     while begin < size:
         bucket, inside = divmod(phase + begin, bucket_size)
@@ -77,8 +78,8 @@ class Levels(Payload):
 
     The integers are kept as exceptions from the most frequent one if at most an eighth of them are, else all. The body
     has s (a byte), the bucket size and phase (seven bits a byte), the scales, and the integers in the smallest of three
-    codes: of fixed width, an entropy code (rANS) of all, or one of the exceptions and of the gaps between them. It takes
-    about 1 % more than the integers' order-0 entropy and some twenty bytes; less if the exceptions stand in clusters.
+    codes: of fixed width, an entropy code (rANS) of all, or one of the exceptions and of the gaps between them. That
+    takes about 1 % more than the integers' order-0 entropy and some bytes for tables; less if exceptions cluster.
 
     Args:
         levels: The integers, ``int8``: all, or the exceptions.
@@ -118,19 +119,22 @@ class Levels(Payload):
         self.top = top
         self.bucket_size = bucket_size
         self.phase = phase
+        self._counts: list[int] | None = None
         self._code: IntegerCode | None = None
         self._sparse: Sparse | None = None
 
     @staticmethod
     def of(integers: Integers, scales: Tensor, bucket_size: int, phase: int, layout: LayoutLike) -> Levels:
         """Make one of integers of all entries."""
-        levels, indices, base, _, top = integers
-        return Levels(levels, indices, base, scales, top, bucket_size, phase, layout)
+        levels, indices, base, _, top, counts = integers
+        payload = Levels(levels, indices, base, scales, top, bucket_size, phase, layout)
+        payload._counts = counts
+        return payload
 
     @property
     def integers(self) -> Integers:
         """The integers of all entries."""
-        return Integers(self.levels, self.indices, self.base, self.size, self.top)
+        return Integers(self.levels, self.indices, self.base, self.size, self.top, self._counts)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -157,7 +161,7 @@ class Levels(Payload):
 
     def _pieces(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield where a piece begins and ends, and its values."""
-        levels = self.integers.all()
+        levels = self.integers.everywhere()
         for piece in pieces(self.size, self.bucket_size, levels.device, self.phase):
             yield piece.begin, piece.end, self._decode(piece.cut(levels), piece.scales(self.scales)).view(-1)
 

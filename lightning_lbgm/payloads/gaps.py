@@ -58,18 +58,26 @@ def choose_gap_code(indices: Tensor, size: int) -> GapCode:
     if k == 0:
         return GapCode(0, 0, 0)
     gaps = gaps_of(indices)
-    width = max(1, size // k).bit_length() - 1
-    bits = _code_bits(gaps, width)
-    # The bits are convex in the width, because a gap's high part shrinks by less with every bit: downhill is optimal.
+    code = _rice(gaps, max(1, size // k).bit_length() - 1)
+    # A gap's high part shrinks by less with every bit of the width, so the size is convex: downhill is the way.
     for step in (-1, 1):
-        start = width
-        while width + step >= 0 and (other := _code_bits(gaps, width + step)) < bits:
-            width, bits = width + step, other
-        if width != start:
+        start = code
+        while code.width + step >= 0 and _bytes(other := _rice(gaps, code.width + step)) < _bytes(code):
+            code = other
+        if code != start:
             break
-    code = GapCode(width, -(-k * width // 8), -(-(bits - k * width) // 8))
     bitmap = GapCode(-1, 0, -(-size // 8))
-    return code if code.low_bytes + code.high_bytes < bitmap.high_bytes else bitmap
+    return code if _bytes(code) < _bytes(bitmap) else bitmap
+
+
+def _rice(gaps: Tensor, width: int) -> GapCode:
+    """Return the code of gaps with a Rice parameter."""
+    unary = gaps.numel() + int((gaps >> width).sum(dtype=torch.int64))
+    return GapCode(width, -(-gaps.numel() * width // 8), -(-unary // 8))
+
+
+def _bytes(code: GapCode) -> int:
+    return code.low_bytes + code.high_bytes
 
 
 def encode_gaps(indices: Tensor, size: int, code: GapCode) -> tuple[Tensor, Tensor]:
@@ -101,11 +109,6 @@ def decode_gaps(low: Tensor, high: Tensor, count: int, size: int, width: int) ->
         indices = (gaps + 1).cumsum(0) - 1
     # Not the last one only: sums of absurd gaps pass the size before they wrap around.
     return None if count and int(indices.max()) >= size else indices
-
-
-def _code_bits(gaps: Tensor, width: int) -> int:
-    """Return the bits of all gaps with a Rice parameter."""
-    return int(gaps.numel()) * (width + 1) + int((gaps >> width).sum(dtype=torch.int64))
 
 
 def gaps_of(indices: Tensor) -> Tensor:

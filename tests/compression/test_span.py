@@ -415,7 +415,7 @@ def stored_bytes(value):
         ([TopK(0.01), SignSGD()], 0.015),
         ([SignSGD()], 0.04),
         ([ATOMO(2)], 0.05),
-        ([QSGD(7)], 0.15),
+        ([QSGD(7)], 0.26),
         ([], 1.01),
     ],
 )

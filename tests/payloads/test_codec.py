@@ -292,7 +292,7 @@ def test_the_stages_above_send_every_kind():
     for name in STAGES:
         for payload in staged_payloads(name, 0):
             walk(payload.to_state())
-    expected = {"Dense", "Sparse", "Signs", "Coefficients", "Blocks", "LowRank", "Quantized", "Rounded", "RandomSparse"}
+    expected = {"Dense", "Sparse", "Signs", "Coefficients", "Blocks", "LowRank", "Levels", "Rounded", "RandomSparse"}
     assert sent == expected | {"Omitted"}
 
 

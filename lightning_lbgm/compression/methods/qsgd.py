@@ -153,7 +153,9 @@ class QSGD(Stage):
     ) -> None:
         if bits is not None:
             if levels != 7:
-                raise TypeError(f"`QSGD(bits={bits!r}, levels={levels!r})` says twice how fine the levels are: leave `bits` out.")
+                raise TypeError(
+                    f"`QSGD(bits={bits!r}, levels={levels!r})` says twice how fine the levels are: leave `bits` out."
+                )
             levels = 2 ** (check_count("QSGD", "bits", bits, 2, 8) - 1) - 1
             bucket_size = 512 if bucket_size is None else bucket_size
             warnings.warn(

@@ -7,10 +7,11 @@ draw refines it: for the entries that the byte leaves open if few are left, else
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_lbgm.payloads.base import Dense
@@ -25,6 +26,7 @@ Scale = Literal["max", "norm"]
 _BYTES = 256
 _SAMPLE = 4096  # entries that tell whether most will be zero
 _FEW = 0.1  # share of entries that are not rounded to zero up to which they are picked out first
+_SAFE_NORM = (1e-13, 1e18)  # in single precision squares of other numbers under- or overflow
 _ORDINARY = (1e-30, 1e30)  # scales whose reciprocal times 2 ** 15 is finite and normal
 
 
@@ -73,7 +75,9 @@ def _scale(rows: Tensor, scale: Scale) -> Tensor:
         largest = torch.maximum(-rows.amin(1), rows.amax(1))
     if scale == "max":
         return largest
-    norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)  # squares of 1e30 are beyond single precision
+    norm = torch.linalg.vector_norm(rows, dim=1) if rows.device.type == "cpu" else None
+    if norm is None or not bool(((norm > _SAFE_NORM[0]) & (norm < _SAFE_NORM[1])).all()):
+        norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     # No less than the largest, which a norm rounded down could be, and no more than the dtype holds.
     return norm.clamp_(max=torch.finfo(rows.dtype).max).to(rows.dtype).maximum(largest)
 
@@ -89,17 +93,16 @@ def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generat
     # An entry is not zero if a uniform number is below its magnitude in levels: then its first byte is not above that
     # of the magnitude. The factor makes up for round-off, so that none is missed.
     factor = _BYTES * top / scale * (1 + 1e-6)
-    mask = torch.empty(size, dtype=torch.bool)
-    draw, buffer = _Bytes(size, generator), torch.empty(min(size, CHUNK))
-    for piece in pieces(size, 0, values.device):
-        begin, end = piece.begin, piece.end
-        below = _first_byte(torch.mul(values[begin:end], factor, out=buffer[: end - begin]))
-        torch.le(draw.next(end - begin), below, out=mask[begin:end])
-    indices = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    draw, work = _Bytes(size, generator), _Work(min(size, CHUNK))
+    found = [
+        work.not_below(part, factor, draw.next(len(part)).numpy()) + CHUNK * index
+        for index, part in enumerate(values.split(CHUNK))
+    ]
+    indices = torch.from_numpy(np.concatenate(found))
     chosen = values[indices]
     # Given its first byte, the uniform number is below the end of the magnitude's.
     uniform = torch.rand(len(chosen), dtype=torch.float64, generator=generator)
-    uniform.mul_(_first_byte(chosen * factor).double().add_(1.0)).div_(_BYTES)
+    uniform.mul_((chosen * factor).abs_().clamp_(max=_BYTES - 1).floor_().add_(1.0)).div_(_BYTES)
     magnitudes = chosen.abs().div_(scales).mul_(top)
     levels = magnitudes.floor()
     levels.add_(magnitudes.sub_(levels) > uniform).mul_(chosen.sign())
@@ -107,9 +110,21 @@ def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generat
     return Integers.at(indices[kept].to(index_dtype(size)), levels[kept].to(torch.int8), 0, size, top)
 
 
-def _first_byte(numbers: Tensor) -> Tensor:
-    """Return the whole part of magnitudes below 256, and 255 for others; the numbers are overwritten."""
-    return numbers.abs_().clamp_(max=_BYTES - 1).to(torch.int16).to(torch.uint8)  # by itself the step to bytes is slow
+class _Work:
+    """Memory for a portion of the numbers; NumPy where it is faster than torch."""
+
+    def __init__(self, size: int) -> None:
+        self._numbers = torch.empty(size)
+        self._bytes = np.empty(size, dtype=np.uint8)
+        self._mask = np.empty(size, dtype=np.bool_)
+
+    def not_below(self, values: Tensor, factor: float, draws: NDArray[Any]) -> NDArray[np.int64]:
+        """Return where the whole part of ``|values| * factor``, at most 255, is not below the bytes drawn."""
+        numbers, bytes_, mask = self._numbers[: len(values)], self._bytes[: len(values)], self._mask[: len(values)]
+        torch.mul(values, factor, out=numbers).abs_().clamp_(max=_BYTES - 1)
+        np.copyto(bytes_, numbers.numpy(), casting="unsafe")
+        np.less_equal(draws, bytes_, out=mask)
+        return np.flatnonzero(mask)
 
 
 def _round(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator: torch.Generator) -> Tensor:

@@ -27,8 +27,9 @@ _LOW_BITS = 24  # a lane's state is in [2 ** 24, 2 ** 40): 5 bytes
 _LOW = 1 << _LOW_BITS
 _STATE_BYTES = 5
 _STEP_BITS = 6  # of a probability in the header
+_FLAT = (1 << _STEP_BITS) - 1  # instead of the first: a fixed width
 # Probabilities are sent as quarters of a bit of information, 1 / 2 ** (step / 4) each: within 0.002 bits a symbol.
-_WEIGHTS = [max(1, round(_TOTAL * 2.0 ** (-step / 4))) for step in range(1 << _STEP_BITS)]
+_WEIGHTS = [max(1, round(_TOTAL * 2.0 ** (-step / 4))) for step in range(_FLAT)]
 _LANE_WORDS = 512  # a lane costs five bytes, so there is one for each thousand
 _LANE_SYMBOLS = 8192
 _MAX_LANES = 4096
@@ -41,8 +42,8 @@ class Table:
 
     Attributes:
         alphabet: Symbols are numbers below it, at most 256.
-        steps: For each symbol that occurs, in order, its information in quarters of a bit, below 64.
-        symbols: Which they are, increasing.
+        symbols: Those that occur, increasing.
+        steps: For each of them its information in quarters of a bit, below 63; none if all are coded in a fixed width.
     """
 
     alphabet: int
@@ -54,14 +55,19 @@ class Table:
         """Make the table for symbols that occur so often."""
         total = sum(counts)
         symbols = tuple(symbol for symbol, count in enumerate(counts) if count)
-        largest = (1 << _STEP_BITS) - 1
-        steps = tuple(min(largest, round(4 * math.log2(total / counts[symbol]))) for symbol in symbols)
-        return Table(len(counts), symbols, steps)
+        steps = tuple(min(_FLAT - 1, round(4 * math.log2(total / counts[symbol]))) for symbol in symbols)
+        coded, flat = Table(len(counts), symbols, steps), Table(len(counts), symbols, ())
+        return min(flat, coded, key=lambda table: table.num_bytes + stream_bytes(table, table.words(counts), total))
+
+    @property
+    def width(self) -> int:
+        """Bits of a symbol in a fixed width."""
+        return (len(self.symbols) - 1).bit_length()
 
     @cached_property
     def frequencies(self) -> list[int]:
         """Probability of each symbol that occurs, times 2 ** 14; they add up to that, and none is zero."""
-        weights = [_WEIGHTS[step] for step in self.steps]
+        weights = [_WEIGHTS[step] for step in self.steps or (0,) * len(self.symbols)]
         total = sum(weights)
         scaled = [max(1, weight * _TOTAL // total) for weight in weights]
         scaled[scaled.index(max(scaled))] += _TOTAL - sum(scaled)
@@ -70,14 +76,15 @@ class Table:
     @property
     def num_bytes(self) -> int:
         """Bytes in a message."""
-        return -(-self.alphabet // 8) + -(-len(self.steps) * _STEP_BITS // 8)
+        return -(-self.alphabet // 8) + -(-max(1, len(self.steps)) * _STEP_BITS // 8)
 
     def write(self, out: Writer) -> None:
-        """Write which symbols occur, a bit each, and their steps, six bits each."""
+        """Write which symbols occur, a bit each, and their steps, six bits each, or 63 if there are none."""
         present = sum(1 << symbol for symbol in self.symbols)
         out.raw(present.to_bytes(-(-self.alphabet // 8), "little"))
-        steps = sum(step << _STEP_BITS * index for index, step in enumerate(self.steps))
-        out.raw(steps.to_bytes(-(-len(self.steps) * _STEP_BITS // 8), "little"))
+        steps = self.steps or (_FLAT,)
+        packed = sum(step << _STEP_BITS * index for index, step in enumerate(steps))
+        out.raw(packed.to_bytes(-(-len(steps) * _STEP_BITS // 8), "little"))
 
     @staticmethod
     def read(data: Reader, alphabet: int) -> Table:
@@ -86,27 +93,32 @@ class Table:
         symbols = tuple(symbol for symbol in range(alphabet) if present >> symbol & 1)
         if not symbols or present >> alphabet:
             raise MessageError(f"The message has no table of {alphabet} symbols.")
-        packed = int.from_bytes(data.take(-(-len(symbols) * _STEP_BITS // 8)), "little")
-        steps = tuple(packed >> _STEP_BITS * index & (1 << _STEP_BITS) - 1 for index in range(len(symbols)))
+        first = data.byte()
+        if first & _FLAT == _FLAT:
+            return Table(alphabet, symbols, ())
+        packed = first | int.from_bytes(data.take(-(-len(symbols) * _STEP_BITS // 8) - 1), "little") << 8
+        steps = tuple(packed >> _STEP_BITS * index & _FLAT for index in range(len(symbols)))
         if packed >> _STEP_BITS * len(symbols):
             raise MessageError("The message has steps of more symbols than occur.")
         return Table(alphabet, symbols, steps)
 
     def words(self, counts: Sequence[int], *, bounded: bool = False) -> int:
-        """Return the 16-bit words of a stream in which symbols occur so often.
+        """Return the 16-bit words of a stream in which symbols occur so often; of bits of fixed width, there is none.
 
         Args:
             counts: Of all symbols of the alphabet.
             bounded: Whether the stream has at least half a bit a symbol, so that it bounds their number.
         """
-        bits, start, total = 0.0, 0, 0
-        for symbol, frequency in zip(self.symbols, self.frequencies):
+        bits, start = 0.0, 0
+        for symbol, frequency in zip(self.symbols, self.frequencies if self.steps else ()):
             # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
             bits += counts[symbol] * (_BITS - math.log2(frequency) + start / _LOW / math.log(2))
             start += frequency
-            total += counts[symbol]
-        words = int(bits / 16) + 1 if len(self.symbols) > 1 else 0
-        return max(words, -(-total // _FLOOR)) if bounded else words
+        total = sum(counts)
+        words = int(bits / 16) + 1 if self.steps else 0
+        if bounded and (self.steps or not self.width):
+            words = max(words, -(-total // _FLOOR))
+        return words
 
 
 def _lanes(words: int, count: int) -> int:
@@ -115,8 +127,9 @@ def _lanes(words: int, count: int) -> int:
 
 def stream_bytes(table: Table, words: int, count: int) -> int:
     """Return the bytes that ``write_stream`` writes for ``count`` symbols."""
-    states = _STATE_BYTES * _lanes(words, count) if len(table.symbols) > 1 else 0
-    return varint_size(words) + 2 * words + states
+    if not table.steps:
+        return varint_size(words) + 2 * words + -(-count * table.width // 8)
+    return varint_size(words) + 2 * words + _STATE_BYTES * _lanes(words, count)
 
 
 def write_stream(out: Writer, table: Table, symbols: NDArray[Any], words: int) -> None:
@@ -129,8 +142,10 @@ def write_stream(out: Writer, table: Table, symbols: NDArray[Any], words: int) -
         words: ``table.words`` of them.
     """
     out.varint(words)
-    if len(table.symbols) < 2:
-        out.raw(bytes(2 * words))
+    if not table.steps:
+        ranks = np.searchsorted(np.array(table.symbols), symbols)
+        bits = (ranks[:, None] >> np.arange(table.width) & 1).astype(np.uint8)
+        out.raw(bytes(2 * words) + np.packbits(bits, bitorder="little").tobytes())
         return
     frequencies, starts = _arrays(table)
     lanes = _lanes(words, len(symbols))
@@ -158,12 +173,12 @@ def read_stream(data: Reader, table: Table, count: int, *, bounded: bool = False
         MessageError: If the bytes are no such stream.
     """
     words = data.varint()
-    if bounded and count > _FLOOR * words:
+    if bounded and count > _FLOOR * words and not (table.width and not table.steps):
         raise MessageError(f"The message has {2 * words} bytes for {count} symbols.")
-    if len(table.symbols) < 2:
+    if not table.steps:
         if any(data.take(2 * words)):
             raise MessageError("The message's padding is not zero.")
-        return np.full(count, table.symbols[0], dtype=np.uint8)
+        return _read_flat(data, table, count)
     lanes = _lanes(words, count)
     parts = np.frombuffer(data.take(_STATE_BYTES * lanes), dtype=np.uint8).reshape(_STATE_BYTES, lanes)
     states = np.zeros(lanes, dtype=np.int64)
@@ -174,6 +189,19 @@ def read_stream(data: Reader, table: Table, count: int, *, bounded: bool = False
     if (states != _LOW).any() or stream[position:].any():
         raise MessageError("The message's symbols are corrupt.")
     return symbols
+
+
+def _read_flat(data: Reader, table: Table, count: int) -> NDArray[np.uint8]:
+    packed = np.frombuffer(data.take(-(-count * table.width // 8)), dtype=np.uint8)
+    if not table.width:
+        return np.full(count, table.symbols[0], dtype=np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")
+    if bits[count * table.width :].any():
+        raise MessageError("The message's padding is not zero.")
+    ranks = (bits[: count * table.width].reshape(count, table.width) << np.arange(table.width)).sum(1)
+    if ranks.max(initial=0) >= len(table.symbols):
+        raise MessageError("The message has symbols that do not occur.")
+    return np.array(table.symbols, dtype=np.uint8)[ranks]
 
 
 def _decode(table: Table, states: NDArray[Any], stream: NDArray[Any], count: int) -> tuple[NDArray[np.uint8], int]:

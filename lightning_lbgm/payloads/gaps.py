@@ -20,6 +20,7 @@ __all__ = [
     "GapCode",
     "bit_lengths",
     "choose_gap_code",
+    "count_bit_lengths",
     "decode_gaps",
     "encode_gaps",
     "gap_bits_bytes",
@@ -116,9 +117,16 @@ def gaps_of(indices: Tensor) -> Tensor:
     return torch.diff(indices, prepend=indices.new_tensor([-1])) - 1
 
 
-def bit_lengths(gaps: Tensor) -> Tensor:
-    """Return the bit lengths of numbers below 2^52: from floats' exponents, and faster than ``frexp``."""
-    return ((gaps.double().view(torch.int64) >> 52) - 1022).clamp_(min=0)
+def bit_lengths(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the bit lengths of numbers below 2^52: the exponents of floats, which ``frexp`` takes longer to find."""
+    return np.maximum((gaps.astype(np.float64).view(np.int64) >> 52) - 1022, 0)
+
+
+def count_bit_lengths(indices: Tensor, lengths: int) -> list[int]:
+    """Count the bit lengths below ``lengths`` of the gaps between indices."""
+    gaps = gaps_of(indices.cpu().long()).numpy()
+    counts: list[int] = np.bincount(bit_lengths(gaps), minlength=lengths).tolist()
+    return counts
 
 
 def write_gap_bits(out: Writer, gaps: NDArray[Any], lengths: NDArray[Any]) -> None:

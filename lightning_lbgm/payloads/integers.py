@@ -11,12 +11,20 @@ from torch import Tensor
 from lightning_lbgm.payloads.bits import pack_integers, unpack_integers
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
 from lightning_lbgm.payloads.entropy import Table, read_stream, stream_bytes, write_stream
-from lightning_lbgm.payloads.gaps import bit_lengths, gap_bits_bytes, gaps_of, read_gap_bits, write_gap_bits
+from lightning_lbgm.payloads.gaps import (
+    bit_lengths,
+    count_bit_lengths,
+    gap_bits_bytes,
+    gaps_of,
+    read_gap_bits,
+    write_gap_bits,
+)
 from lightning_lbgm.payloads.sparse import index_dtype
 
 __all__ = ["IntegerCode", "Integers", "choose_code", "read_integers", "write_integers"]
 
 _FIXED, _ENTROPY, _EXCEPTIONS = range(3)
+_ENTROPY_SHARE = 24  # below this share of exceptions, their gaps take fewer bits than an entropy code of all
 _SHARE = 8  # exceptions are kept by their indices if at most an eighth of all are
 
 
@@ -89,25 +97,30 @@ class IntegerCode(NamedTuple):
 
 def choose_code(integers: Integers) -> IntegerCode:
     """Choose the smallest code. Its length follows from counts; nothing is coded yet."""
-    levels, indices, _, size, top, known = integers
+    levels, indices, base, size, top, known = integers
     fixed = IntegerCode(_FIXED, 1 + -(-size * _width(top) // 8))
     count = levels.numel()
     if not count:
         return min(fixed, IntegerCode(_EXCEPTIONS, 3), key=lambda code: code.num_bytes)
     counts = known or _count(levels, top)
-    table = Table.of(counts)
-    words = table.words(counts, bounded=indices is None)
-    num_bytes = 1 + table.num_bytes + stream_bytes(table, words, count)
-    if indices is None:
-        coded = IntegerCode(_ENTROPY, num_bytes, table, words)
-    else:
-        gap_counts = torch.bincount(bit_lengths(gaps_of(indices)), minlength=_num_lengths(size)).tolist()
+    codes = [fixed]
+    if _ENTROPY_SHARE * count > size:
+        everywhere = list(counts)
+        everywhere[base + top] += size - count
+        table = Table.of(everywhere)
+        words = table.words(everywhere, bounded=True)
+        codes.append(IntegerCode(_ENTROPY, 1 + table.num_bytes + stream_bytes(table, words, size), table, words))
+    if indices is not None:
+        table = Table.of(counts)
+        words = table.words(counts)
+        num_bytes = 1 + table.num_bytes + stream_bytes(table, words, count)
+        gap_counts = count_bit_lengths(indices, _num_lengths(size))
         gaps = Table.of(gap_counts)
         gap_words = gaps.words(gap_counts, bounded=True)
         num_bytes += varint_size(count) + 1 + gaps.num_bytes
         num_bytes += stream_bytes(gaps, gap_words, count) + gap_bits_bytes(gap_counts)
-        coded = IntegerCode(_EXCEPTIONS, num_bytes, table, words, gaps, gap_words)
-    return coded if coded.num_bytes < fixed.num_bytes else fixed
+        codes.append(IntegerCode(_EXCEPTIONS, num_bytes, table, words, gaps, gap_words))
+    return min(codes, key=lambda code: code.num_bytes)
 
 
 def write_integers(out: Writer, integers: Integers, code: IntegerCode) -> None:
@@ -121,14 +134,15 @@ def write_integers(out: Writer, integers: Integers, code: IntegerCode) -> None:
         out.varint(integers.levels.numel())
         out.byte(integers.base + top)
         if code.gaps is not None and integers.indices is not None:
-            gaps = np.diff(integers.indices.cpu().numpy().astype(np.int64), prepend=-1) - 1
-            lengths = np.frexp(gaps.astype(np.float64))[1]
+            gaps = gaps_of(integers.indices.cpu().long()).numpy()
+            lengths = bit_lengths(gaps)
             code.gaps.write(out)
             write_stream(out, code.gaps, lengths, code.gap_words)
             write_gap_bits(out, gaps, lengths)
     if code.levels is not None:
         code.levels.write(out)
-        symbols = integers.levels.cpu().numpy().astype(np.int16) + top
+        levels = integers.everywhere() if code.mode == _ENTROPY else integers.levels
+        symbols = levels.cpu().numpy().astype(np.int16) + top
         write_stream(out, code.levels, symbols, code.level_words)
 
 

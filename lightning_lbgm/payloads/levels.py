@@ -20,7 +20,7 @@ __all__ = ["CHUNK", "MAX_LEVELS", "Levels", "Piece", "compute_dtype", "pieces"]
 
 MAX_LEVELS = 127
 
-CHUNK = 2**15
+CHUNK = 2**17
 """Entries handled at a time on a CPU: they stay in its cache."""
 _ACCELERATOR_CHUNK = 2**22
 

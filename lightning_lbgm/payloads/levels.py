@@ -145,9 +145,9 @@ class Levels(Payload):
     @property
     def sparse(self) -> Sparse | None:
         """The exceptions as a sparse payload, decoded once, if the other entries are zero; else None."""
-        if self.indices is None or self.base:
-            return None
         if self._sparse is None:
+            if self.indices is None or self.base or not self.is_finite():
+                return None  # zero times a scale that is not finite is no zero
             scales = self.scales
             if self.bucket_size and scales.numel() > 1:
                 scales = scales[(self.indices.long() + self.phase) // self.bucket_size]
@@ -252,6 +252,8 @@ class Levels(Payload):
         if not 1 <= top <= MAX_LEVELS or (bucket_size and phase >= bucket_size):
             raise MessageError(f"The message has {top} levels, from entry {phase} of a bucket of {bucket_size}.")
         scales = data.tensor(number_of_scales(size, bucket_size, phase))
+        if bool((scales.signbit() & ~scales.isnan()).any()):
+            raise MessageError("The message has a negative scale.")
         return cls.of(read_integers(data, size, top), scales, bucket_size, phase, (size,))
 
 

@@ -16,6 +16,7 @@ from lightning_lbgm.compression import (
     RandK,
     SignSGD,
     TargetSavings,
+    Ternary,
     TopK,
 )
 from lightning_lbgm.core.layout import Layout
@@ -36,6 +37,8 @@ COMPRESSORS = {
     "atomo": [ATOMO(1)],
     "atomo, unbiased": [ATOMO(1, "unbiased")],
     "powersgd": [PowerSGD(1)],
+    "ternary": [Ternary()],
+    "topk, ternary": [TopK(0.4), Ternary()],
     "qsgd": [QSGD(7, bucket_size=8)],
     "randk": [RandK(0.3)],
     "cast": [Cast()],
@@ -82,6 +85,7 @@ LOOKING_BACK = {
     "unbiased atomo, lookback": [ATOMO(1, "unbiased"), LookBack(0.75)],
     "powersgd, lookback": [PowerSGD(1), LookBack(0.5)],
     "powersgd, lookback by layer": [PowerSGD(1), LookBack(0.5, "layer")],
+    "ternary, lookback by layer": [Ternary(), LookBack(0.5, "layer")],
     "qsgd, lookback": [QSGD(7, bucket_size=8), LookBack(0.5)],
     "qsgd, rank 3 by layer": [QSGD(7, bucket_size=8), LookBack(0.4, "layer", rank=3)],
     "randk, lookback": [RandK(0.8), LookBack(0.7)],

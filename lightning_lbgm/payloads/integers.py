@@ -25,6 +25,8 @@ __all__ = ["IntegerCode", "Integers", "choose_code", "read_integers", "write_int
 
 _FIXED, _ENTROPY, _EXCEPTIONS = range(3)
 _ENTROPY_SHARE = 24  # below this share of exceptions, their gaps take fewer bits than an entropy code of all
+_COMPARED = 7
+_PART = 2**17  # integers that stay in the cache
 _SHARE = 8  # exceptions are kept by their indices if at most an eighth of all are
 
 
@@ -56,7 +58,7 @@ class Integers(NamedTuple):
         if _SHARE * (size - most) > size:
             return Integers(levels, None, 0, size, top, counts)
         base = counts.index(most) - top if most else 0
-        indices = _nonzero(levels != base).to(index_dtype(size))
+        indices = _where_not(levels, base).to(index_dtype(size))
         counts[base + top] = 0
         return Integers(levels[indices], indices, base, size, top, counts)
 
@@ -194,13 +196,20 @@ def _read_indices(data: Reader, count: int, size: int) -> Tensor:
 
 def _count(levels: Tensor, top: int) -> list[int]:
     """Count the integers from -top to top."""
+    if top <= _COMPARED and levels.device.type == "cpu":
+        # Comparisons are vectorised, and counting into bins is not, least of all if most go into the same one.
+        parts = [part.numpy() for part in levels.split(_PART)]
+        found = [sum(int(np.count_nonzero(part == level)) for part in parts) for level in range(-top, top)]
+        return [*found, levels.numel() - sum(found)]
     counts: list[int] = torch.bincount(levels.view(torch.uint8), minlength=256).tolist()
     return [counts[level & 255] for level in range(-top, top + 1)]
 
 
-def _nonzero(mask: Tensor) -> Tensor:
-    """Return where a mask of shape ``(n,)`` is set; NumPy is several times as fast on a CPU."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.nonzero().view(-1)
+def _where_not(levels: Tensor, base: int) -> Tensor:
+    """Return where integers are not the base; NumPy is several times as fast on a CPU."""
+    if levels.device.type != "cpu":
+        return (levels != base).nonzero().view(-1)
+    return torch.from_numpy(np.flatnonzero(levels.numpy() != base))
 
 
 def _width(top: int) -> int:

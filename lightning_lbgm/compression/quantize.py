@@ -6,6 +6,7 @@ draw refines it: for the entries that the byte leaves open if few are left, else
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, Literal
 
@@ -70,9 +71,9 @@ def _scale(rows: Tensor, scale: Scale) -> Tensor:
     """Return the scale of each row."""
     if len(rows) == 1:
         least, most = torch.aminmax(rows)  # as fast as memory, unlike the largest magnitude
-        largest = torch.maximum(-least, most)[None]
+        largest = torch.maximum(-least, most).abs()[None]  # of zeros the sign may be negative
     else:
-        largest = torch.maximum(-rows.amin(1), rows.amax(1))
+        largest = torch.maximum(-rows.amin(1), rows.amax(1)).abs_()
     if scale == "max":
         return largest
     norm = torch.linalg.vector_norm(rows, dim=1) if rows.device.type == "cpu" else None
@@ -83,12 +84,16 @@ def _scale(rows: Tensor, scale: Scale) -> Tensor:
 
 
 def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generator) -> Integers | None:
-    """Round numbers most of which become zero; None if they do not, or the scale is extreme."""
+    """Round numbers most of which become zero; None if they do not."""
     scale, size = float(scales), values.numel()
-    if not _ORDINARY[0] < scale < _ORDINARY[1]:
+    if not 0 < scale < math.inf:
         return None
-    sample = values[:: -(-size // _SAMPLE)].abs().mul_(top / scale).clamp_(max=1.0)
-    if float(sample.mean()) > _FEW:
+    array = values.detach().numpy()  # its calls on few numbers take a fraction of torch's
+    if not _ORDINARY[0] < scale < _ORDINARY[1]:
+        scale, power = math.frexp(scale)
+        array = np.ldexp(array, -power)
+    sample = np.abs(array[:: -(-size // _SAMPLE)]) * np.float32(top / scale)
+    if np.minimum(sample, 1.0).mean() > _FEW:
         return None
     # An entry is not zero if a uniform number is below its magnitude in levels: then its first byte is not above that
     # of the magnitude. The factor makes up for round-off, so that none is missed.
@@ -96,18 +101,19 @@ def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generat
     draw, work = _Bytes(size, generator), _Work(min(size, CHUNK))
     found = [
         work.not_below(part, factor, draw.next(len(part)).numpy()) + CHUNK * index
-        for index, part in enumerate(values.split(CHUNK))
+        for index, part in enumerate(torch.from_numpy(array).split(CHUNK))
     ]
-    indices = torch.from_numpy(np.concatenate(found))
-    chosen = values[indices]
+    indices = np.concatenate(found)
+    chosen = array[indices]
     # Given its first byte, the uniform number is below the end of the magnitude's.
-    uniform = torch.rand(len(chosen), dtype=torch.float64, generator=generator)
-    uniform.mul_((chosen * factor).abs_().clamp_(max=_BYTES - 1).floor_().add_(1.0)).div_(_BYTES)
-    magnitudes = chosen.abs().div_(scales).mul_(top)
-    levels = magnitudes.floor()
-    levels.add_(magnitudes.sub_(levels) > uniform).mul_(chosen.sign())
-    kept = levels.nonzero().view(-1)
-    return Integers.at(indices[kept].to(index_dtype(size)), levels[kept].to(torch.int8), 0, size, top)
+    uniform = torch.rand(len(chosen), dtype=torch.float64, generator=generator).numpy()
+    uniform *= (np.floor(np.minimum(np.abs(chosen * np.float32(factor)), _BYTES - 1)) + 1) / _BYTES
+    magnitudes = np.abs(chosen) / np.float32(scale) * np.float32(top)
+    whole = np.floor(magnitudes)
+    levels = ((whole + (magnitudes - whole > uniform)) * np.sign(chosen)).astype(np.int8)
+    kept = np.flatnonzero(levels)
+    places = torch.from_numpy(indices[kept]).to(index_dtype(size))
+    return Integers.at(places, torch.from_numpy(levels[kept]), 0, size, top)
 
 
 class _Work:

@@ -151,6 +151,7 @@ def test_buckets_of_zeros_stay_zero_and_do_not_touch_their_neighbours():
     for stage in (QSGD(3), QSGD(3, scale="norm"), Ternary()):
         assert encode([stage], torch.zeros(5)).dense().tolist() == [0.0] * 5
         assert encode([stage], torch.zeros(0)).dense().tolist() == []
+        assert not bool(encode([stage], torch.tensor([-0.0, -0.0])).scales.signbit())
 
 
 @pytest.mark.parametrize("stage", [QSGD(1), QSGD(7), QSGD(127, 2), QSGD(5, scale="norm"), Ternary()], ids=repr)

@@ -85,7 +85,7 @@ LOOKING_BACK = {
     "unbiased atomo, lookback": [ATOMO(1, "unbiased"), LookBack(0.75)],
     "powersgd, lookback": [PowerSGD(1), LookBack(0.5)],
     "powersgd, lookback by layer": [PowerSGD(1), LookBack(0.5, "layer")],
-    "ternary, lookback by layer": [Ternary(), LookBack(0.5, "layer")],
+    "ternary, lookback by layer": [Ternary(), LookBack(0.43, "layer")],
     "qsgd, lookback": [QSGD(7, bucket_size=8), LookBack(0.5)],
     "qsgd, rank 3 by layer": [QSGD(7, bucket_size=8), LookBack(0.4, "layer", rank=3)],
     "randk, lookback": [RandK(0.8), LookBack(0.7)],

@@ -32,6 +32,7 @@ class Ternary(Stage):
         ValueError: If it is not positive.
 
     Examples:
+        >>> import torch
         >>> from lightning_lbgm.payloads import Dense
         >>> payload = Ternary().encode(Dense(torch.tensor([2.0, 0.0, -2.0])), {}).payload
         >>> payload.dense().tolist()  # nothing is left to chance

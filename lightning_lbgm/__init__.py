@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Relax,
         SignSGD,
         TargetSavings,
+        Ternary,
         TopK,
     )
     from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
@@ -59,6 +60,7 @@ __all__ = [
     "Relax",
     "SignSGD",
     "TargetSavings",
+    "Ternary",
     "TopK",
     "WeightedMean",
     "__version__",

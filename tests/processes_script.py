@@ -176,7 +176,7 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
     results["alone"] = run(folder, devices, TinyModule(), strategy, max_epochs=9, callbacks=[stopping])
     results["alone"].pop("trainer")
     torch.manual_seed(3)
-    strategy = LBGMFederated(num_clients=5, uplink=[DIANA(QSGD(4))], weighting="uniform", seed=2)
+    strategy = LBGMFederated(num_clients=5, uplink=[DIANA(QSGD(7))], weighting="uniform", seed=2)
     results["diana"] = run(folder, devices, TinyModule(), strategy, max_epochs=4)
     results["diana"].pop("trainer")
 

@@ -128,10 +128,10 @@ def test_the_settings_of_the_uplink_family_come_from_a_config(tmp_path):
     (look_back,) = run(tmp_path, strategy).trainer.strategy.uplink.stages
     assert look_back.threshold is fading
 
-    prediction = stage("Predict", rank=2, correction=[stage("TopK", fraction=0.5), stage("QSGD", bits=3)])
+    prediction = stage("Predict", rank=2, correction=[stage("TopK", fraction=0.5), stage("QSGD", levels=3)])
     strategy = stage("LBGMFederated", num_clients=3, uplink=[prediction])
     assert repr(run(tmp_path, strategy).trainer.strategy.uplink) == (
-        "[Predict(rank=2, correction=[TopK(fraction=0.5), QSGD(bits=3, bucket_size=512)])]"
+        "[Predict(rank=2, correction=[TopK(fraction=0.5), QSGD(levels=3)])]"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_lbgm import DIANA, QSGD, Cast, ErrorFeedback, LookBack, SignSGD, TargetSavings, TopK
+from lightning_lbgm import DIANA, QSGD, Cast, ErrorFeedback, LookBack, SignSGD, TargetSavings, Ternary, TopK
 from lightning_lbgm.compression import Chain, Stage
 
 __all__ = ["DATASETS", "NUM_CLIENTS", "SETTINGS", "Setting", "Variant", "variants"]
@@ -81,7 +81,8 @@ def variants(setting: str) -> list[Variant]:
         Variant("stateful", [ErrorFeedback(DIANA(sparse_signs))]),
         Variant("stateful", [ErrorFeedback([Cast(torch.bfloat16), by_row])]),
         Variant("stateless", [Cast(torch.bfloat16)]),
-        Variant("stateless", [QSGD(4)]),
+        Variant("stateless", [QSGD(7, bucket_size=512)]),
+        Variant("stateless", [Ternary()]),
     ]
     if setting == "paper":
         found += [
@@ -104,7 +105,7 @@ def _short(value: Any) -> str:
     for name, parameter in inspect.signature(type(value)).parameters.items():
         if not hasattr(value, name):
             continue
-        always = name in ("threshold", "bits", "levels") or (name == "dtype" and parameter.default is not None)
+        always = name in ("threshold", "levels") or (name == "dtype" and parameter.default is not None)
         plain = parameter.default is parameter.empty or always
         if plain or getattr(value, name) != parameter.default:
             settings.append(_short(getattr(value, name)) if plain else f"{name}={getattr(value, name)!r}")

@@ -15,6 +15,7 @@ from lightning_lbgm.compression.methods.randk import RandK, RandomSparse
 from lightning_lbgm.compression.methods.relax import Relax
 from lightning_lbgm.compression.methods.sign import Signs, SignSGD
 from lightning_lbgm.compression.methods.target_savings import TargetSavings
+from lightning_lbgm.compression.methods.ternary import Ternary
 from lightning_lbgm.compression.methods.topk import TopK
 from lightning_lbgm.compression.span import lbp_error
 from lightning_lbgm.compression.stage import Encoded, Stage
@@ -46,6 +47,7 @@ __all__ = [
     "Stage",
     "State",
     "TargetSavings",
+    "Ternary",
     "TopK",
     "as_chain",
     "lbp_error",

@@ -5,6 +5,7 @@ from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.codec import MessageError
 from lightning_lbgm.payloads.coefficients import Coefficients, Combination
+from lightning_lbgm.payloads.levels import Levels
 from lightning_lbgm.payloads.low_rank import LowRank
 from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.scaled import Scaled
@@ -16,6 +17,7 @@ __all__ = [
     "Combination",
     "Dense",
     "Layout",
+    "Levels",
     "LowRank",
     "MessageError",
     "Payload",

@@ -12,8 +12,8 @@ from torch import Tensor
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.core.numerics import inner
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.payloads.bits import GapCode, choose_gap_code, decode_gaps, encode_gaps
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
+from lightning_lbgm.payloads.gaps import GapCode, choose_gap_code, decode_gaps, encode_gaps
 
 __all__ = ["Sparse", "index_dtype"]
 

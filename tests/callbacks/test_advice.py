@@ -117,7 +117,7 @@ def test_a_memory_of_clients_that_take_part_rarely_is_warned_of_and_measured(run
     assert max(metrics[-5:]) > 1
     (message,) = told
     assert message.startswith("Cohorts of 2 of 10 clients: a client's turn comes every 5 rounds")
-    assert "what ErrorFeedback(QSGD(bits=4, bucket_size=512)) keeps" in message
+    assert "what ErrorFeedback(QSGD(levels=4)) keeps" in message
     assert "TopK" not in message  # which keeps nothing
     assert "Ternary()" in message
 

@@ -382,7 +382,7 @@ def test_learning_rates_that_differ_are_warned_of_once(fit):
 # Around it
 
 
-@pytest.mark.parametrize("uplink", [[LookBack(0.3)], [ErrorFeedback([TopK(0.3), QSGD(4)])]], ids=["lbgm", "feedback"])
+@pytest.mark.parametrize("uplink", [[LookBack(0.3)], [ErrorFeedback([TopK(0.3), QSGD(7)])]], ids=["lbgm", "feedback"])
 def test_it_has_no_effect_on_training(fit, uplink):
     results = []
     for callbacks in ([], [ConvergenceMonitor()]):

@@ -295,7 +295,7 @@ def test_a_fit_decodes_every_stage(fit):
         (lambda: as_chain([TopK(0.1), SignSGD]), r"write SignSGD\(\)"),
         (lambda: as_chain([PowerSGD]), r"write PowerSGD\(rank=2\)"),
         (lambda: ErrorFeedback(TopK), r"ErrorFeedback\(stage=.*write TopK\(fraction=0.1\)"),
-        (lambda: ErrorFeedback([QSGD, TopK(0.1)]), r"write QSGD\(bits=4\)"),
+        (lambda: ErrorFeedback([QSGD, TopK(0.1)]), r"write QSGD\(levels=7\)"),
         (lambda: Predict(2, TopK), r"Predict\(correction=.*write TopK\(fraction=0.1\)"),
         (lambda: LBGMFederated(num_clients=2, uplink=[LookBack]), r"write LookBack\(threshold=0.2\)"),
     ],

@@ -36,7 +36,7 @@ CORRECTIONS = {
     "all": [TopK(1.0)],
     "sign": SignSGD(),
     "topk, sign": [TopK(0.4), SignSGD()],
-    "qsgd": QSGD(4, bucket_size=8),
+    "qsgd": QSGD(7, bucket_size=8),
     "randk": RandK(0.3),
     "atomo": ATOMO(1),
     "powersgd": PowerSGD(1),
@@ -360,7 +360,7 @@ def test_with_all_sent_a_run_is_federated_averaging(fit):
 
 
 def test_resuming_equals_the_unbroken_run_bitwise(fit, tmp_path):
-    uplink = [ErrorFeedback(DIANA([TopK(0.4), QSGD(4)], rate=0.2))]
+    uplink = [ErrorFeedback(DIANA([TopK(0.4), QSGD(7)], rate=0.2))]
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
     unbroken, recorder = run(fit, uplink, 6, callbacks=[checkpoint], enable_checkpointing=True)
     resumed, resumed_recorder = run(fit, uplink, 6, ckpt_path=tmp_path / "step=3.ckpt")

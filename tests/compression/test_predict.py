@@ -42,7 +42,7 @@ CORRECTIONS = {
     "topk": TopK(0.3),
     "all": TopK(1.0),
     "sign": SignSGD(),
-    "topk, qsgd": [TopK(0.4), QSGD(4)],
+    "topk, qsgd": [TopK(0.4), QSGD(7)],
     "atomo": ATOMO(1),
     "powersgd": PowerSGD(1),
     "ef(topk)": ErrorFeedback(TopK(0.2)),
@@ -527,7 +527,7 @@ def test_a_run_foretells_logs_its_error_and_draws_it(fit, tmp_path, rowwise):
 
 def test_resuming_equals_the_unbroken_run_bitwise(fit, tmp_path):
     def started(**kwargs):
-        return run(fit, [ErrorFeedback(Predict(2, [TopK(0.4), QSGD(4)]))], 6, **kwargs)
+        return run(fit, [ErrorFeedback(Predict(2, [TopK(0.4), QSGD(7)]))], 6, **kwargs)
 
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
     unbroken, _, recorder = started(callbacks=[checkpoint], enable_checkpointing=True)

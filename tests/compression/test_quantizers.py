@@ -16,14 +16,15 @@ from lightning_lbgm.compression import (
     ErrorFeedback,
     LookBack,
     PowerSGD,
-    Quantized,
     RandK,
+    Ternary,
     TopK,
     as_chain,
 )
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients
+from lightning_lbgm.payloads.levels import Levels
 from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.sparse import Sparse
 
@@ -48,100 +49,145 @@ def assert_mean(samples, expected, variance):
     assert bool((error <= 5 * (variance / len(samples)).sqrt() + 1e-6 * expected.double().abs()).all())
 
 
-def steps_of(values, bits, bucket_size):
-    """Distance between the levels around each entry."""
-    values = values.double()
-    scales = [bucket.abs().max().repeat(len(bucket)) for bucket in values.split(bucket_size)]
-    return torch.cat(scales) / (2 ** (bits - 1) - 1)
+def scales_of(values, bucket_size, norm=False):
+    """Scale of each entry: the largest magnitude of its bucket, or its Euclidean norm."""
+    buckets = values.double().split(len(values) if bucket_size is None else bucket_size)
+    scales = [bucket.norm() if norm else bucket.abs().max() for bucket in buckets]
+    return torch.cat([scale.repeat(len(bucket)) for scale, bucket in zip(scales, buckets)])
 
 
-# QSGD
+# QSGD and Ternary
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", ["max", "norm"])
 @pytest.mark.parametrize(
-    ("bits", "bucket_size", "size"), [(2, 7, 20), (3, 512, 20), (4, 1, 6), (4, 5, 21), (8, 16, 33)]
+    ("levels", "bucket_size", "size"), [(1, 7, 20), (1, None, 30), (3, 512, 20), (7, 1, 6), (7, 5, 21), (127, 16, 33)]
 )
-def test_the_mean_of_qsgd_is_the_update(bits, bucket_size, size, dtype):
-    values = torch.tensor(np.random.default_rng(bits).normal(size=size), dtype=dtype)
-    steps = steps_of(values, bits, bucket_size)
+def test_the_mean_of_qsgd_is_the_update(levels, bucket_size, size, scale, dtype):
+    values = torch.tensor(np.random.default_rng(levels).normal(size=size), dtype=dtype)
+    steps = scales_of(values, bucket_size, scale == "norm") / levels
     # An entry between two levels goes up with the probability of its fraction: a Bernoulli variable times the step.
     fraction = (values.double() / steps) % 1
-    samples = drawn([QSGD(bits, bucket_size)], values, 1500)
+    samples = drawn([QSGD(levels, bucket_size, scale)], values, 1500)
     variance = fraction * (1 - fraction) * steps**2
     assert_mean(samples, values, variance)
     # The variance is what rounding at random must have, no less: nothing is rounded to the nearest.
-    if bucket_size > 1:
+    if bucket_size != 1:
         assert float(samples.var(0).sum()) == pytest.approx(float(variance.sum()), rel=0.1)
 
 
-@given(size=st.integers(1, 60), bits=st.integers(2, 8), bucket_size=st.integers(1, 70), seed=seeds, draw=seeds)
-@settings(deadline=None, max_examples=80)
-def test_qsgd_decodes_to_multiples_of_a_step_next_to_the_entry(size, bits, bucket_size, seed, draw):
+@pytest.mark.parametrize("share", [2.0**-12, 2.0**-6, 0.3, 1 - 2.0**-10])
+@pytest.mark.parametrize("size", [3000, 300_000])
+def test_the_chance_of_an_entry_is_its_share_of_the_scale_to_the_last_digit(share, size):
+    # All entries but one alike: they are picked out one by one if few are sent, and rounded all together if many are.
+    values = torch.full((size,), -share)
+    values[size // 3] = 1.0
+    draws = 40
+    sent = 0
+    for index in range(draws):
+        decoded = encode([Ternary()], values, Context(index, seed=1)).dense()
+        assert set(decoded.unique().tolist()) <= {-1.0, 0.0, 1.0}
+        assert float(decoded[size // 3]) == 1.0
+        sent += int((decoded == -1).sum())
+    number = draws * (size - 1)
+    assert abs(sent - share * number) < 5 * math.sqrt(number * share * (1 - share)) + 1
+
+
+@pytest.mark.parametrize("scale", ["max", "norm"])
+@given(
+    size=st.integers(1, 60),
+    levels=st.integers(1, 127),
+    bucket_size=st.one_of(st.none(), st.integers(1, 70)),
+    seed=seeds,
+    draw=seeds,
+)
+@settings(deadline=None, max_examples=60)
+def test_qsgd_decodes_to_multiples_of_a_step_next_to_the_entry(scale, size, levels, bucket_size, seed, draw):
     values = torch.tensor(np.random.default_rng(seed).normal(size=size), dtype=torch.float32)
-    payload = encode([QSGD(bits, bucket_size)], values, Context(seed=draw))
-    assert isinstance(payload, Quantized)
-    steps = steps_of(values, bits, bucket_size)
+    payload = encode([QSGD(levels, bucket_size, scale)], values, Context(seed=draw))
+    assert isinstance(payload, Levels)
+    steps = scales_of(values, bucket_size, scale == "norm") / levels
     decoded = payload.dense()
     assert decoded.dtype == torch.float32
-    levels = decoded.double() / steps
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
-    assert bool((levels.abs().round() <= 2 ** (bits - 1) - 1).all())
+    multiples = decoded.double() / steps
+    torch.testing.assert_close(multiples, multiples.round(), rtol=0, atol=1e-4)
+    assert bool((multiples.abs().round() <= levels).all())
     below = (values.double() / steps - 1e-4).floor()
     above = (values.double() / steps + 1e-4).ceil()
-    assert bool(((below <= levels.round()) & (levels.round() <= above)).all())
+    assert bool(((below <= multiples.round()) & (multiples.round() <= above)).all())
 
 
-@given(size=st.integers(1, 3000), bits=st.integers(2, 8), bucket_size=st.integers(1, 600), double=st.booleans())
-@settings(deadline=None, max_examples=60)
-def test_qsgd_has_the_bits_of_its_formula(size, bits, bucket_size, double):
-    values = torch.ones(size, dtype=torch.float64 if double else torch.float32)
-    buckets = math.ceil(size / bucket_size)
-    # A byte for the bits, the bucket size at seven bits a byte (buckets are no larger than the update), a byte for the
-    # phase; then a scale a bucket, and the codes.
-    framing = 1 + (1 if min(bucket_size, size) < 128 else 2) + 1
-    expected = 8 * framing + (64 if double else 32) * buckets + 8 * math.ceil(size * bits / 8)
-    assert encode([QSGD(bits, bucket_size)], values).num_bits == expected
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_entries_on_a_level_are_not_rounded(bits):
-    top = 2 ** (bits - 1) - 1
-    levels = torch.arange(-top, top + 1).float()
+@pytest.mark.parametrize("levels", [1, 3, 7, 15, 31, 63, 127])
+def test_entries_on_a_level_are_not_rounded(levels):
+    values = torch.arange(-levels, levels + 1).float()
     for index in range(20):
-        assert encode([QSGD(bits)], levels, Context(index, seed=0)).dense().tolist() == levels.tolist()
+        assert encode([QSGD(levels)], values, Context(index, seed=0)).dense().tolist() == values.tolist()
+    few = torch.cat([values, torch.zeros(30 * len(values))])
+    for index in range(20):
+        assert encode([QSGD(levels)], few, Context(index, seed=0)).dense().tolist() == few.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", ["max", "norm"])
+def test_every_dtype_keeps_its_largest_entry_and_sends_scales_of_its_own(dtype, scale):
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for levels in (1, 5, 127):
+        payload = encode([QSGD(levels, 50, scale)], values, Context(seed=levels))
+        assert payload.scales.dtype == payload.dense().dtype == dtype
+        assert len(payload.scales) == 4
+        expected = [float(b.double().norm() if scale == "norm" else b.abs().max()) for b in values.split(50)]
+        assert payload.scales.tolist() == pytest.approx(expected, rel=2 * torch.finfo(dtype).eps)
+        if scale == "max":
+            for before, after in zip(values.split(50), payload.dense().split(50)):
+                largest = before.abs().argmax()
+                assert float(after[largest]) == float(before[largest])
 
 
 def test_buckets_of_zeros_stay_zero_and_do_not_touch_their_neighbours():
     values = torch.tensor([0.0, 0.0, 0.0, 4.0, -4.0, 0.0, 0.0])
     for index in range(20):
-        assert encode([QSGD(4, 3)], values, Context(index, seed=0)).dense().tolist() == values.tolist()
-    assert encode([QSGD(3)], torch.zeros(5)).dense().tolist() == [0.0] * 5
+        assert encode([QSGD(7, 3)], values, Context(index, seed=0)).dense().tolist() == values.tolist()
+    for stage in (QSGD(3), QSGD(3, scale="norm"), Ternary()):
+        assert encode([stage], torch.zeros(5)).dense().tolist() == [0.0] * 5
+        assert encode([stage], torch.zeros(0)).dense().tolist() == []
+        assert not bool(encode([stage], torch.tensor([-0.0, -0.0])).scales.signbit())
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1.0, 1e30, 1e38])
-def test_huge_and_tiny_updates_are_quantized_as_well(scale, bits):
-    values = torch.tensor([3.0, -1.0, 0.5, -2.9]) * scale
-    decoded = drawn([QSGD(bits)], values, 200)
+@pytest.mark.parametrize("stage", [QSGD(1), QSGD(7), QSGD(127, 2), QSGD(5, scale="norm"), Ternary()], ids=repr)
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e38])
+def test_huge_and_tiny_updates_are_quantized_as_well(scale, stage):
+    values = (torch.tensor([3.0, -1.0, 0.5, -2.9], dtype=torch.float64) * scale).float()
+    decoded = drawn([stage], values, 200)
     assert bool(torch.isfinite(decoded.float()).all())
-    top = 2 ** (bits - 1) - 1
-    assert float((decoded - values.double()).abs().max()) <= 3.0 * scale / top * 1.0001
-    assert decoded[:, 0].tolist() == pytest.approx([float(values[0])] * 200, rel=1e-4)
+    step = 4.4 * scale / getattr(stage, "levels", 1)  # the norm is 4.33
+    assert float((decoded - values.double()).abs().max()) <= step + 1e-44
+    if getattr(stage, "scale", "max") == "max":
+        assert decoded[:, 0].tolist() == [float(values[0])] * 200
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_the_largest_number_of_the_dtype_stays_finite(bits):
+@pytest.mark.parametrize("levels", [1, 7, 127])
+@pytest.mark.parametrize("scale", ["max", "norm"])
+def test_the_largest_number_of_the_dtype_stays_finite(levels, scale):
     largest = torch.finfo(torch.float32).max
-    decoded = encode([QSGD(bits)], torch.tensor([largest, -largest])).dense()
+    decoded = encode([QSGD(levels, scale=scale)], torch.tensor([largest, -largest])).dense()
     assert decoded.tolist() == pytest.approx([largest, -largest], rel=1e-6)
 
 
-def test_qsgd_draws_alike_for_the_same_round_and_client_alone():
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("stage", [QSGD(7), QSGD(7, 2), Ternary(), QSGD(3, scale="norm")], ids=repr)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_does_not_become_finite(wrong, stage):
+    payload = encode([stage], torch.tensor([1.0, wrong, 2.0]))
+    assert not payload.is_finite()
+    assert payload.num_bits == 8 * len(payload.to_bytes())
+
+
+@pytest.mark.parametrize("stage", [QSGD(3), QSGD(3, 100), Ternary()], ids=repr)
+def test_qsgd_draws_alike_for_the_same_round_and_client_alone(stage):
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(0))
 
     def decoded(**settings):
-        return encode([QSGD(3)], values, Context(**settings)).dense()
+        return encode([stage], values, Context(**settings)).dense()
 
     first = decoded(round_index=4, seed=1, path=(2,))
     assert torch.equal(first, decoded(round_index=4, seed=1, path=(2,)))
@@ -172,23 +218,32 @@ def test_two_stages_of_one_chain_do_not_draw_alike():
     assert int(both.sum()) < int(first.sum())
 
 
-@given(seed=seeds, bits=st.integers(2, 8), bucket_size=st.integers(1, 12))
+def test_ternary_is_qsgd_of_one_level():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for bucket_size in (None, 64):
+        one = encode([Ternary(bucket_size)], values, Context(seed=0))
+        assert torch.equal(one.dense(), encode([QSGD(1, bucket_size)], values, Context(seed=0)).dense())
+
+
+@given(seed=seeds, levels=st.integers(1, 127), bucket_size=st.one_of(st.none(), st.integers(1, 12)))
 @settings(deadline=None, max_examples=40)
-def test_after_topk_only_what_is_kept_is_quantized(seed, bits, bucket_size):
+def test_after_topk_only_what_is_kept_is_quantized(seed, levels, bucket_size):
     values = torch.tensor(np.random.default_rng(seed).normal(size=40), dtype=torch.float32)
-    payload = encode([TopK(0.25), QSGD(bits, bucket_size)], values, Context(seed=seed))
+    payload = encode([TopK(0.25), QSGD(levels, bucket_size)], values, Context(seed=seed))
     kept = np.sort(np.argsort(-values.abs().numpy())[:10])
     assert isinstance(payload, Sparse)
-    assert isinstance(payload.body, Quantized)
+    assert isinstance(payload.body, Levels)
     assert payload.indices.tolist() == kept.tolist()
-    steps = steps_of(values[kept], bits, bucket_size)
+    steps = scales_of(values[kept], bucket_size) / levels
     assert bool(((payload.dense()[kept] - values[kept]).abs() <= 1.001 * steps).all())
     dropped = np.setdiff1d(np.arange(40), kept)
     assert payload.dense()[dropped].tolist() == [0.0] * 30
-    # Ten codes, their scales and three bytes instead of ten floats.
+    # Ten codes of no more than the fixed width, their scales and four or five bytes instead of ten floats.
     plain = encode([TopK(0.25)], values).num_bits
-    saved = 10 * 32 - (8 * math.ceil(10 * bits / 8) + 32 * math.ceil(10 / bucket_size) + 24)
-    assert payload.num_bits == plain - saved
+    width = (2 * levels).bit_length()
+    scales = 1 if bucket_size is None or bucket_size >= 10 else math.ceil(10 / bucket_size)
+    framing = 3 if bucket_size is None or bucket_size >= 10 else 4
+    assert payload.num_bits <= plain - 10 * 32 + 8 * (framing + math.ceil(10 * width / 8)) + 32 * scales
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1e2])
@@ -198,7 +253,7 @@ def test_qsgd_after_a_factorization_errs_alike_at_any_scale(scale):
 
     def mean_error(stage, factor):
         errors = [
-            encode([stage, QSGD(6)], factor * values, Context(i, seed=0), [(20, 16)]).dense() / factor - values
+            encode([stage, QSGD(31)], factor * values, Context(i, seed=0), [(20, 16)]).dense() / factor - values
             for i in range(60)
         ]
         return float(torch.stack(errors).norm(dim=1).mean() / values.norm())
@@ -208,20 +263,20 @@ def test_qsgd_after_a_factorization_errs_alike_at_any_scale(scale):
 
 
 def test_parts_of_a_quantized_update_decode_to_its_parts():
-    layout = [(3, 5), (4,), (), (2, 3)]
-    values = torch.randn(26, generator=torch.Generator().manual_seed(1))
-    for bits in (2, 5, 8):
-        for bucket_size in (1, 4, 7, 100):
-            payload = encode([QSGD(bits, bucket_size)], values, Context(seed=0), layout)
+    layout = [(3, 5), (4,), (), (2, 3), (0,), (400,)]
+    values = torch.randn(426, generator=torch.Generator().manual_seed(1))
+    values[40:] *= 0.01  # few of the last part are sent
+    for levels in (1, 15, 127):
+        for bucket_size in (None, 1, 4, 7, 100):
+            payload = encode([QSGD(levels, bucket_size)], values, Context(seed=0), layout)
             parts = payload.split()
             assert [part.layout.shapes for part in parts] == [(shape,) for shape in layout]
             assert torch.equal(torch.cat([part.dense() for part in parts]), payload.dense())
-            # Codes of 15, 4, 1 and 6 entries; a scale for each bucket that a part touches.
-            touched = [
-                len({i // min(bucket_size, 26) for i in r}) for r in (range(15), range(15, 19), [19], range(20, 26))
-            ]
-            for part, entries, scales in zip(parts, (15, 4, 1, 6), touched):
-                assert part.num_bits == 8 * 3 + 32 * scales + 8 * math.ceil(entries * bits / 8)
+            ends = np.cumsum([0, 15, 4, 1, 6, 0, 400])
+            for part, begin, end in zip(parts, ends, ends[1:]):
+                touched = {i // (bucket_size or 426) for i in range(begin, end)}
+                assert len(part.scales) == len(touched)
+                assert part.num_bits == 8 * len(part.to_bytes())
 
 
 @pytest.mark.parametrize("stages", [[QSGD(3)], [Cast()]], ids=repr)
@@ -233,16 +288,36 @@ def test_after_topk_a_look_back_by_layer_still_sends_few_bits_a_value(stages):
     assert by_layer < 1.2 * plain
 
 
-@pytest.mark.parametrize(("bits", "error"), [(1, ValueError), (9, ValueError), (4.0, TypeError), (True, TypeError)])
-def test_bits_out_of_range_are_refused(bits, error):
-    with pytest.raises(error, match=rf"QSGD\(bits=.*{bits!r}"):
-        QSGD(bits)
+@pytest.mark.parametrize("levels", [0, 128, 4.0, True, "7"])
+def test_levels_out_of_range_are_refused(levels):
+    error = ValueError if type(levels) is int else TypeError
+    with pytest.raises(error, match=rf"QSGD\(levels=.*{levels!r}"):
+        QSGD(levels)
 
 
+@pytest.mark.parametrize("stage", [QSGD, Ternary])
 @pytest.mark.parametrize(("bucket_size", "error"), [(0, ValueError), (-3, ValueError), ("many", TypeError)])
-def test_bucket_sizes_out_of_range_are_refused(bucket_size, error):
-    with pytest.raises(error, match=rf"QSGD\(bucket_size=.*{bucket_size!r}"):
-        QSGD(bucket_size=bucket_size)
+def test_bucket_sizes_out_of_range_are_refused(stage, bucket_size, error):
+    with pytest.raises(error, match=rf"{stage.__name__}\(bucket_size=.*{bucket_size!r}"):
+        stage(bucket_size=bucket_size)
+
+
+def test_an_unknown_scale_is_refused():
+    with pytest.raises(ValueError, match=r"QSGD\(scale=.*'max'.*'norm'.*'mean'"):
+        QSGD(scale="mean")
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(2, 1), (4, 7), (8, 127)])
+def test_bits_are_an_old_name_of_levels(bits, levels):
+    with pytest.warns(FutureWarning, match=rf"write `QSGD\({levels}, bucket_size=512\)`"):
+        stage = QSGD(bits=bits)
+    assert repr(stage) == f"QSGD(levels={levels}, bucket_size=512)"
+    with pytest.warns(FutureWarning, match="bucket_size=8"):
+        assert repr(QSGD(bits=bits, bucket_size=8)) == f"QSGD(levels={levels}, bucket_size=8)"
+    with pytest.raises(TypeError, match="leave `bits` out"):
+        QSGD(3, bits=4)
+    with pytest.raises(ValueError, match=r"QSGD\(bits=.*9"):
+        QSGD(bits=9)
 
 
 # Cast
@@ -393,13 +468,13 @@ def test_error_feedback_around_biased_randk_sends_the_whole_sum():
 
 def test_values_of_randk_can_be_quantized_and_cast():
     values = torch.arange(1.0, 101.0)
-    quantized = encode([RandK(0.2), QSGD(4)], values, Context(seed=0))
+    quantized = encode([RandK(0.2), QSGD(7)], values, Context(seed=0))
     plain = encode([RandK(0.2)], values, Context(seed=0))
     assert torch.equal(quantized.dense() == 0, (quantized.dense() == 0) | (plain.dense() == 0))
     step = 5 * float(plain.body.dense().max()) / 7
     assert float((quantized.dense() - plain.dense()).abs().max()) <= 1.001 * step
-    # 20 codes of 4 bits, a scale, three bytes of framing.
-    assert quantized.num_bits == 8 * 11 + 80 + 32 + 24
+    # No more than 20 codes of 4 bits, a scale, three bytes of framing.
+    assert quantized.num_bits <= 8 * 11 + 80 + 32 + 24
     cast = encode([RandK(0.2), Cast()], values, Context(seed=0))
     assert torch.equal(cast.dense(), encode([RandK(0.2)], values.bfloat16().float(), Context(seed=0)).dense())
     assert cast.num_bits == 8 * 11 + 20 * 16 + 8
@@ -427,7 +502,14 @@ def test_fractions_out_of_range_are_refused(fraction, error):
 def test_inner_products_are_those_of_what_is_decoded(dot_with, seed):
     rng = np.random.default_rng(seed)
     one, two = (torch.tensor(rng.normal(size=30)) for _ in range(2))
-    for stages in ([RandK(0.3)], [QSGD(4, 8)], [Cast()], [RandK(0.5), QSGD(3)], [TopK(0.5), QSGD(3)]):
+    for stages in (
+        [RandK(0.3)],
+        [QSGD(7, 8)],
+        [QSGD(1, scale="norm")],
+        [Cast()],
+        [RandK(0.5), QSGD(3)],
+        [TopK(0.5), QSGD(3)],
+    ):
         a = encode(stages, one, Context(seed=seed))
         others = {"randk": [RandK(0.6)], "dense": [], "topk": [TopK(0.3)]}
         b = a if dot_with == "itself" else encode(others[dot_with], two, Context(seed=seed + 1))

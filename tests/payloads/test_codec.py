@@ -26,24 +26,18 @@ from lightning_lbgm.compression import (
     RandomSparse,
     Signs,
     SignSGD,
+    Ternary,
     TopK,
     as_chain,
 )
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.payloads.bits import (
-    GapCode,
-    choose_gap_code,
-    count_bits,
-    decode_gaps,
-    encode_gaps,
-    pack_bits,
-    pack_integers,
-    unpack_bits,
-    unpack_integers,
-)
+from lightning_lbgm.payloads.bits import count_bits, pack_bits, pack_integers, unpack_bits, unpack_integers
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients, Combination
+from lightning_lbgm.payloads.gaps import GapCode, choose_gap_code, decode_gaps, encode_gaps
+from lightning_lbgm.payloads.integers import Integers
+from lightning_lbgm.payloads.levels import Levels
 from lightning_lbgm.payloads.low_rank import LowRank
 from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.sparse import Sparse
@@ -70,6 +64,17 @@ def quantized(rng, size, dtype, phase=0):
     codes = pack_integers(torch.tensor(rng.integers(0, 2**bits - 1, size)), bits)
     scales = random_values(rng, -(-(phase + size) // bucket_size), dtype).abs()
     return Quantized(codes, scales, bits, bucket_size, phase, (size,))
+
+
+def levels(rng, size, dtype, share=1.0):
+    """Integers of which about a share are not the same one, in one bucket or in several, from a phase on or not."""
+    top, base = int(rng.integers(1, 128)), int(rng.integers(-1, 2))
+    integers = np.where(rng.random(size) < share, rng.integers(-top, top + 1, size), base)
+    bucket_size = int(rng.integers(0, size + 2))
+    phase = int(rng.integers(0, bucket_size)) if bucket_size else 0
+    number = -(-(phase + size) // bucket_size) if bucket_size else 1
+    scales = random_values(rng, number, dtype).abs()
+    return Levels.of(Integers.of(torch.tensor(integers, dtype=torch.int8), top), scales, bucket_size, phase, (size,))
 
 
 def rounded(rng, size, dtype):
@@ -117,6 +122,11 @@ KINDS = {
     "signs": signs,
     "quantized": quantized,
     "quantized from a phase": lambda rng, n, dtype: quantized(rng, n, dtype, phase=int(rng.integers(1, 300))),
+    "levels": levels,
+    "few levels": lambda rng, n, dtype: levels(rng, n, dtype, share=0.1),
+    "sparse levels": lambda rng, n, dtype: sparse(rng, n, dtype, levels),
+    "random sparse levels": lambda rng, n, dtype: random_sparse(rng, n, dtype, levels),
+    "low rank levels": lambda rng, n, dtype: low_rank(rng, n, dtype, levels),
     "rounded": rounded,
     "low rank": low_rank,
     "low rank rounded": lambda rng, n, dtype: low_rank(rng, n, dtype, rounded),
@@ -153,28 +163,31 @@ STAGES = {
     "topk": [TopK(0.3)],
     "sign": [SignSGD()],
     "topk, sign": [TopK(0.3), SignSGD()],
-    "topk, qsgd": [TopK(0.3), QSGD(3, 4)],
+    "topk, qsgd": [TopK(0.3), QSGD(3, bucket_size=4)],
     "topk, cast": [TopK(0.3), Cast()],
-    "qsgd": [QSGD(4, 10)],
+    "qsgd": [QSGD(7, bucket_size=10)],
+    "ternary": [Ternary()],
+    "qsgd of a norm": [QSGD(2, scale="norm")],
     "cast": [Cast("float16")],
     "randk": [RandK(0.2)],
-    "randk, qsgd": [RandK(0.2), QSGD(5)],
+    "randk, qsgd": [RandK(0.2), QSGD(15)],
     "randk, cast": [RandK(0.2, unbiased=False), Cast()],
     "atomo": [ATOMO(1)],
     "atomo at random": [ATOMO(1, "unbiased")],
     "powersgd": [PowerSGD(1)],
-    "atomo, qsgd": [ATOMO(1), QSGD(6)],
+    "atomo, qsgd": [ATOMO(1), QSGD(31)],
     "powersgd, cast": [PowerSGD(1), Cast()],
     "atomo, cast, topk": [ATOMO(1), Cast(), TopK(0.4)],
     "lookback": [LookBack(1.0)],
     "lookback of rank 3": [LookBack(0.9, rank=3)],
     "lookback by layer": [LookBack(0.6, "layer")],
     "atomo, cast, lookback by layer": [ATOMO(1), Cast(), LookBack(0.6, "layer")],
-    "atomo, qsgd, lookback by layer": [ATOMO(1), QSGD(6), LookBack(0.6, "layer")],
+    "atomo, qsgd, lookback by layer": [ATOMO(1), QSGD(31), LookBack(0.6, "layer")],
     "topk, lookback by layer": [TopK(0.3), LookBack(0.6, "layer")],
     "sign, lookback by layer": [SignSGD(), LookBack(0.6, "layer")],
-    "qsgd, lookback by layer": [QSGD(4, 10), LookBack(0.6, "layer")],
-    "qsgd, layer recycling": [QSGD(4, 10), LayerRecycling(2)],
+    "qsgd, lookback by layer": [QSGD(7, bucket_size=10), LookBack(0.6, "layer")],
+    "ternary, lookback by layer": [Ternary(), LookBack(0.6, "layer")],
+    "qsgd, layer recycling": [QSGD(7, bucket_size=10), LayerRecycling(2)],
     "atomo, layer recycling": [ATOMO(1), LayerRecycling(2)],
 }
 
@@ -301,14 +314,14 @@ def test_the_stages_above_send_every_kind():
     for name in STAGES:
         for payload in staged_payloads(name, 0):
             walk(payload.to_state())
-    expected = {"Dense", "Sparse", "Signs", "Coefficients", "Blocks", "LowRank", "Quantized", "Rounded", "RandomSparse"}
+    expected = {"Dense", "Sparse", "Signs", "Coefficients", "Blocks", "LowRank", "Levels", "Rounded", "RandomSparse"}
     assert sent == expected | {"Omitted"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_updates_survive_the_wire(dtype):
     rng = np.random.default_rng(0)
-    for kind in ("dense", "sparse", "sparse quantized", "signs", "coefficients", "low rank"):
+    for kind in ("dense", "sparse", "sparse quantized", "levels", "signs", "coefficients", "low rank"):
         assert_survives_the_wire(Message(1, KINDS[kind](rng, 12, dtype)))
 
 
@@ -374,7 +387,7 @@ def test_a_small_message_has_exactly_the_documented_bytes():
     assert HEADER_BYTES == 36
 
 
-TINY = (2,)
+TINY, ONE = (2,), torch.ones(1)
 BODIES = [
     (Dense(torch.tensor([1.0, -2.0])), 1, "0000803f 000000c0"),
     (Dense(torch.tensor([1.0], dtype=torch.float64)), 1, "000000000000f03f"),
@@ -406,6 +419,25 @@ BODIES = [
     # P = (1, 2)^T, Q = (3)
     (LowRank(torch.tensor([1.0, 2.0, 3.0]), 2, 1), 9, "02 01 01 01 0000803f 00000040 00004040"),
     (Omitted("float32", (300,)), 10, ""),
+    # Levels -1, 0, 1, 1 of two bits: codes 0, 1, 2, 2, lowest first.
+    (
+        Levels.of(Integers.of(torch.tensor([-1, 0, 1, 1], dtype=torch.int8), 1), torch.tensor([2.0]), 0, 0, (4,)),
+        14,
+        "01 00 00000040" + "00 a4",
+    ),
+    # Buckets of 200, the first entry is 130; 300 entries of level -3 of 5: no exception, and the base plus 5.
+    (
+        Levels.of(Integers.of(torch.full((300,), -3).char(), 5), torch.tensor([2.0, 1.0, 2.0]), 200, 130, (300,)),
+        14,
+        "05 c801 8201 00000040 0000803f 00000040" + "02 00 02",
+    ),
+    # Exceptions 1 and -1 at 9 and 59 of 99: gaps of four and six bits, a table of two lengths in a fixed width of one
+    # bit, 0 and 1; of 9 the bits 001, of 49 10001. Then a table of codes 0 and 2, and the second and the first.
+    (
+        Levels.of(Integers.at(torch.tensor([9, 59]).int(), torch.tensor([1, -1]).char(), 0, 99, 1), ONE, 0, 0, (99,)),
+        14,
+        "01 00 0000803f" + "02 02 01" + "50 3f 00 02" + "89" + "05 3f 00 01",
+    ),
 ]
 
 
@@ -651,7 +683,7 @@ def test_changed_content_under_a_right_checksum_is_a_message_or_refused(index, c
         elif action == "insert":
             changed[max(HEADER_BYTES, at) : max(HEADER_BYTES, at)] = data.draw(st.binary(min_size=1, max_size=9))
         else:
-            changed[cut % 3] = data.draw(st.integers(0, 12))  # version, kind or dtype
+            changed[cut % 3] = data.draw(st.integers(0, 14))  # version, kind or dtype
     with little_memory():
         read(sealed(bytes(changed)), layout)
 
@@ -668,7 +700,7 @@ def test_each_single_byte_of_a_message_can_be_anything_under_a_right_checksum():
 
 
 @given(
-    code=st.integers(0, 12),
+    code=st.integers(0, 14),
     dtype=st.sampled_from([0, 0, 0, 1, 2, 3, 4, 128, 129, 132]),
     size=st.sampled_from([0, 1, 8, 72, 72, 72, 2**20, 2**39, 2**40, 2**64 - 1]),
     content=st.binary(max_size=60),
@@ -680,6 +712,8 @@ def test_random_content_under_a_right_checksum_is_a_message_or_refused(code, dty
 
 
 V = varint
+ONE_SCALE = b"\x01\x00" + bytes(4)  # levels from -1 to 1, of one scale
+GAPS, FAR = bytes([1, 0, 0, 0, 0, 0]), bytes([0, 0, 0, 0, 128, 0])  # tables of one bit length: 0, and 39
 HUGE = 2**39
 CLAIMS = {
     "dense": forged(1, HUGE, bytes(8)),
@@ -698,6 +732,15 @@ CLAIMS = {
     "quantized": forged(7, HUGE, b"\x08" + V(512) + V(0) + bytes(8)),
     "quantized bucket": forged(7, HUGE, b"\x02" + V(2**40) + V(2**40 - 1) + bytes(8)),
     "rounded": forged(8, HUGE, b"\x02" + bytes(8)),
+    "levels of fixed width": forged(14, HUGE, ONE_SCALE + b"\x00" + bytes(8)),
+    "levels of many buckets": forged(14, HUGE, b"\x01\x01\x00" + bytes(4) + b"\x00" + bytes(8)),
+    # Tables of one symbol, of two in a fixed width, and of two of which one is all but sure.
+    "levels in no bits": forged(14, HUGE, ONE_SCALE + b"\x01" + b"\x02\x3f" + b"\x00"),
+    "levels in a bit each": forged(14, HUGE, ONE_SCALE + b"\x01" + b"\x03\x3f" + b"\x00" + bytes(9)),
+    "levels in few bits": forged(14, HUGE, ONE_SCALE + b"\x01" + b"\x03\x80\x0f" + V(1) + bytes(7)),
+    "words of levels": forged(14, HUGE, ONE_SCALE + b"\x01" + b"\x03\x80\x0f" + V(HUGE) + bytes(7)),
+    "exceptions in no bits": forged(14, HUGE, ONE_SCALE + b"\x02" + V(HUGE // 8) + b"\x01" + GAPS + b"\x3f\x00"),
+    "exceptions far apart": forged(14, HUGE, ONE_SCALE + b"\x02" + V(9) + b"\x01" + FAR + b"\x3f\x01" + bytes(50)),
     "low rank": forged(9, HUGE, V(2**20) + V(2**19) + V(1) + b"\x01" + bytes(8)),
     "rank": forged(9, HUGE, V(HUGE) + V(1) + V(HUGE) + b"\x01" + bytes(8)),
     "numbers beyond 64 bits": forged(9, HUGE, b"\xff" * 30),
@@ -712,6 +755,7 @@ CLAIMS = {
 }
 UNSAID = {  # legal: huge updates of which nearly nothing is sent
     "omitted": forged(10, HUGE, b""),
+    "equal levels": forged(14, HUGE, ONE_SCALE + b"\x02\x00\x01"),
     "empty sparse": forged(4, HUGE, b"\x00\x00\x00\x01"),
     "blocks of omitted": forged(3, HUGE, (b"\x0a" + V(HUGE // 8) + b"\x00") * 8),
     "sparse of one": forged(4, HUGE, b"\x01\x26\x01" + b"\xff" * 4 + b"\x1f" + b"\x01" + b"\x0a"),
@@ -815,6 +859,15 @@ REFUSED = {
     "nine bits": (forged(7, 8, b"\x09\x08\x00" + bytes(13)), "9 bits"),
     "phase beyond the bucket": (forged(7, 8, b"\x08\x08\x08" + bytes(12)), "entry 8 of 8"),
     "bucket of none": (forged(7, 8, b"\x08\x00\x00" + bytes(12)), "entry 0 of 0"),
+    "no levels": (forged(14, 1, b"\x00\x00" + bytes(4) + b"\x00\x01"), "0 levels"),
+    "too many levels": (forged(14, 1, b"\x80\x00" + bytes(4) + b"\x00\x01"), "128 levels"),
+    "phase beyond the bucket of levels": (forged(14, 1, b"\x01\x05\x05" + bytes(4) + b"\x00\x01"), "entry 5"),
+    "a level beyond the top": (forged(14, 1, ONE_SCALE + b"\x00\x03"), "beyond 1"),
+    "a negative scale": (forged(14, 1, b"\x01\x00" + bytes(3) + b"\x80\x00\x01"), "negative scale"),
+    "unknown code of integers": (forged(14, 1, ONE_SCALE + b"\x03"), "code 3"),
+    "a table of nothing": (forged(14, 1, ONE_SCALE + b"\x01\x00\x00"), "no table"),
+    "too many exceptions": (forged(14, 16, ONE_SCALE + b"\x02\x03\x01"), "3 exceptions of 16"),
+    "exceptions from no level": (forged(14, 16, ONE_SCALE + b"\x02\x00\x03"), "integer 2 of 1"),
     "format of the same size": (forged(8, 1, b"\x00" + bytes(4)), "smaller than torch.float32"),
     "unknown format": (forged(8, 1, b"\x09" + bytes(4)), "smaller than torch.float32"),
     "matrix of another size": (forged(9, 7, b"\x02\x03\x01\x01" + bytes(20)), "2 x 3 matrix of 7"),

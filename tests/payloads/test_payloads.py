@@ -13,14 +13,17 @@ from lightning_lbgm.compression import Omitted, Quantized, RandomSparse, Signs
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Dense, Payload, inner
 from lightning_lbgm.payloads.blocks import Blocks
+from lightning_lbgm.payloads.codec import Writer
 from lightning_lbgm.payloads.coefficients import Coefficients, Combination
+from lightning_lbgm.payloads.integers import Integers, choose_code, write_integers
+from lightning_lbgm.payloads.levels import Levels
 from lightning_lbgm.payloads.low_rank import LowRank
 from lightning_lbgm.payloads.rounded import Rounded
 from lightning_lbgm.payloads.sparse import Sparse
 from lightning_lbgm.protocol.message import HEADER_BYTES, Message
 
 FAST = settings(deadline=None, max_examples=50)
-SENT = ["dense", "sparse", "signs", "rounded", "quantized", "random", "low rank", "blocks"]
+SENT = ["dense", "sparse", "signs", "rounded", "quantized", "levels", "few levels", "random", "low rank", "blocks"]
 SELF_DECODING = [*SENT, "combination"]
 
 seeds = st.integers(0, 2**32 - 1)
@@ -56,6 +59,15 @@ def reference(kind, sizes, seed, dtype=torch.float64):
             torch.tensor(codes, dtype=torch.uint8), torch.tensor(scales, dtype=dtype), 4, 4, phase, sizes
         )
         return payload, scales[(phase + np.arange(size)) // 4] / 7 * levels
+    if kind in ("levels", "few levels"):
+        # Buckets of 4, the first one cut short by the phase; or, of few, one scale. A level l of 7 is scale / 7 * l.
+        few = kind == "few levels"
+        phase, bucket_size = (0, 0) if few else (int(rng.integers(0, 4)), 4)
+        levels = rng.integers(-7, 8, size=size) * (rng.random(size) < (0.06 if few else 1.0))
+        scales = 7 * rng.integers(1, 9, size=1 if few else -(-(phase + size) // 4)).astype(np.float64)
+        integers = Integers.of(torch.tensor(levels, dtype=torch.int8), 7)
+        payload = Levels.of(integers, torch.tensor(scales, dtype=dtype), bucket_size, phase, sizes)
+        return payload, scales[(phase + np.arange(size)) // 4 if bucket_size else 0] / 7 * levels
     if kind == "random":
         k = int(rng.integers(1, size + 1))
         order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
@@ -107,6 +119,11 @@ def count_bytes(payload):
         scales = math.ceil((payload.phase + payload.size) / payload.bucket_size) * payload.dtype.itemsize
         settings_ = 1 + varint_bytes(payload.bucket_size) + varint_bytes(payload.phase)
         return settings_ + scales + math.ceil(payload.size * payload.bits / 8)
+    if isinstance(payload, Levels):
+        out = Writer()
+        write_integers(out, payload.integers, choose_code(payload.integers))
+        assert len(out.getvalue()) <= 1 + math.ceil(payload.size * (2 * payload.top).bit_length() / 8)
+        return 2 + (1 if payload.bucket_size else 0) + payload.scales.nbytes + len(out.getvalue())
     if isinstance(payload, RandomSparse):
         return 8 + 1 + varint_bytes(payload.body.size) + 1 + count_bytes(payload.body)
     if isinstance(payload, LowRank):

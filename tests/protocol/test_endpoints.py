@@ -473,7 +473,7 @@ def test_a_server_that_knows_of_no_buffers_takes_none():
 
 @pytest.mark.parametrize("context", [None, 3, {}])
 def test_the_ends_need_the_rounds_context(context):
-    client, server = ends([QSGD(2)])
+    client, server = ends([QSGD(1)])
     message = client.send(first(), 4, Context(4, seed=1))
     for attempt in (
         lambda: client.send(first(), 4, context),

@@ -85,7 +85,7 @@ def test_the_same_values_are_the_same(one, other):
         (PathologicalPartitioner(2, labels=IDS), PathologicalPartitioner(2, labels=IDS[::-1])),
         (Halves(list(range(60))), Halves(list(range(60))[::-1])),
         (ErrorFeedback([TopK(0.1), LookBack(0.2)]), ErrorFeedback([TopK(0.2), LookBack(0.2)])),
-        (DIANA(QSGD(4)), DIANA(QSGD(8))),
+        (DIANA(QSGD(7)), DIANA(QSGD(127))),
         (LookBack(TargetSavings(0.9)), LookBack(TargetSavings(0.8))),
         (LookBack(rate), LookBack(lambda round_index: 0.3)),
         (LookBack(lambda r: 0.2), LookBack(lambda r: 0.9)),

@@ -1,28 +1,35 @@
 """QSGD, stochastic quantization, unbiased.
 
 Alistarh, Grubic, Li, Tomioka, Vojnovic: "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding",
-NeurIPS 2017 (arXiv 1610.02132), with the buckets and the maximum norm of its section on practice.
+NeurIPS 2017 (arXiv 1610.02132), with the buckets and the maximum norm of its section on practice. The paper codes the
+integers by Elias' code; here it is an entropy code.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lightning_lbgm.compression.quantize import Scale, quantize
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, Stage, State
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.core.validation import check_count
 from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.bits import pack_integers, unpack_integers
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
+from lightning_lbgm.payloads.levels import MAX_LEVELS
 
 __all__ = ["QSGD", "Quantized"]
 
 
 class Quantized(Payload):
-    """A few bits for each entry, and a scale for each bucket of entries.
+    """A few bits for each entry, and a scale for each bucket of entries: what ``QSGD`` sent before it sent ``Levels``.
+
+    Messages and checkpoints of that time are still read.
 
     The body has the bits an entry (a byte), bucket size and phase (seven bits a byte), the scales and the codes.
 
@@ -108,44 +115,67 @@ class Quantized(Payload):
 
 
 class QSGD(Stage):
-    """Round each entry at random to one of ``2 ** bits - 1`` levels, so that the mean over the rounding is the update.
+    """Round each entry at random to one of ``2 * levels + 1`` levels, so that the mean over the rounding is the update.
 
-    In each bucket of entries the levels are spaced evenly between minus and plus its largest magnitude. ``bits * M``
-    bits and a scale of 32 for each bucket are sent. After a sparsifier it quantizes the values that are sent only.
+    The levels are spaced evenly between minus and plus a scale, by default the largest magnitude of the whole update.
+    The integers are sent near their order-0 entropy (see ``Levels``), so few bits are spent on an update of which a
+    few entries are large, and there is one scale in the update's dtype for each bucket. An entry that equals a level
+    is not changed. After a sparsifier it quantizes the values that are sent only.
 
     Args:
-        bits: Bits an entry, sign included, 2 to 8.
-        bucket_size: Entries that share a scale: smaller buckets are finer and cost more.
+        levels: s, the positive levels, 1 to 127; zero and the negative ones come on top. Also a function of the round
+            (from 0): coarse levels at first and finer ones at the end cost little, and leave little noise in the model.
+        bucket_size: Entries that share a scale: smaller buckets are finer and cost more. None: all of the update, which
+            costs least, and errs most.
+        scale: ``"max"``, the bucket's largest magnitude; or ``"norm"``, its Euclidean norm, as in the paper: most
+            entries of a large bucket then become zero.
+        bits: Deprecated: ``QSGD(bits=b)`` was ``QSGD(2 ** (b - 1) - 1, bucket_size=512)``.
 
     Raises:
-        TypeError: If an argument is not a whole number.
-        ValueError: If it is out of range.
+        TypeError: If an argument has the wrong type, or ``levels`` and ``bits`` are given.
+        ValueError: If it is out of range or unknown.
 
     Examples:
         >>> from lightning_lbgm.payloads import Dense
-        >>> payload = QSGD(bits=2).encode(Dense(torch.tensor([2.0, 0.0, -2.0])), {}).payload
-        >>> payload.dense().tolist()  # nothing to round: the levels are -2, 0 and 2
-        [2.0, 0.0, -2.0]
+        >>> payload = QSGD(levels=2).encode(Dense(torch.tensor([2.0, 1.0, 0.0, -2.0])), {}).payload
+        >>> payload.dense().tolist()  # nothing to round: the levels are -2, -1, 0, 1 and 2
+        [2.0, 1.0, 0.0, -2.0]
     """
 
-    def __init__(self, bits: int = 4, bucket_size: int = 512) -> None:
-        self.bits = check_count("QSGD", "bits", bits, 2, 8)
-        self.bucket_size = check_count("QSGD", "bucket_size", bucket_size)
+    _shown_if_set = ("bucket_size", "scale")
+
+    def __init__(
+        self,
+        levels: int | Callable[[int], int] = 7,
+        bucket_size: int | None = None,
+        scale: Scale = "max",
+        *,
+        bits: int | None = None,
+    ) -> None:
+        if bits is not None:
+            if levels != 7:
+                raise TypeError(
+                    f"`QSGD(bits={bits!r}, levels={levels!r})` says twice how fine the levels are: leave `bits` out."
+                )
+            levels = 2 ** (check_count("QSGD", "bits", bits, 2, 8) - 1) - 1
+            bucket_size = 512 if bucket_size is None else bucket_size
+            warnings.warn(
+                f"`QSGD(bits={bits})` goes in the next version: write `QSGD({levels}, bucket_size={bucket_size})`.",
+                FutureWarning,
+                stacklevel=2,
+            )
+        self.levels = levels if callable(levels) else check_count("QSGD", "levels", levels, 1, MAX_LEVELS)
+        self.bucket_size = None if bucket_size is None else check_count("QSGD", "bucket_size", bucket_size)
+        if scale not in ("max", "norm"):
+            raise ValueError(
+                f"`QSGD(scale=...)` must be 'max' (a bucket's largest magnitude) or 'norm' (its Euclidean norm); got"
+                f" {scale!r}."
+            )
+        self.scale: Scale = scale
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        generator = context.generator(update.device)
-
-        def quantize(numbers: Dense) -> Payload:
-            values, top = numbers.values, 2 ** (self.bits - 1) - 1
-            size, bucket_size = values.numel(), min(self.bucket_size, max(1, values.numel()))
-            buckets = torch.nn.functional.pad(values, (0, -size % bucket_size)).view(-1, bucket_size)
-            scales = buckets.abs().amax(1)
-            # The floor of x + u, u uniform in [0, 1), is x in the mean. Divided first: a scale may be tiny.
-            levels = (buckets / scales[:, None]).nan_to_num_(0.0).mul_(top)
-            levels = (
-                levels.add_(torch.empty_like(levels).uniform_(generator=generator)).floor_().clamp_(-top, top).add_(top)
-            )
-            codes = pack_integers(levels.view(-1)[:size].to(torch.uint8), self.bits)
-            return Quantized(codes, scales, self.bits, bucket_size, 0, numbers.layout)
-
-        return Encoded(update.compress(quantize, factors=True))
+        generator, top = context.generator(update.device), self.levels
+        if callable(top):
+            top = check_count("QSGD", "levels", top(context.round_index), 1, MAX_LEVELS)
+        quantizer = partial(quantize, top=top, bucket_size=self.bucket_size, scale=self.scale, generator=generator)
+        return Encoded(update.compress(quantizer, factors=True))

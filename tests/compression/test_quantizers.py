@@ -325,16 +325,6 @@ def test_bits_are_an_old_name_of_levels(bits, levels):
 
 @given(name=st.sampled_from(list(FORMATS)), size=st.integers(1, 50), seed=seeds, double=st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_levels_may_be_a_function_of_the_round():
-    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
-    stage = QSGD(lambda round_index: 1 if round_index < 3 else 4)
-    for index, levels in ((0, 1), (2, 1), (3, 4)):
-        context = Context(index, seed=0)
-        assert torch.equal(encode([stage], values, context).dense(), encode([QSGD(levels)], values, context).dense())
-    with pytest.raises(ValueError, match=r"`QSGD\(levels=...\)` must be from 1 to 127; got 0"):
-        encode([QSGD(lambda round_index: 0)], values, Context(0, seed=0))
-
-
 def test_cast_rounds_as_torch_does_and_decodes_in_the_updates_dtype(name, size, seed, double):
     dtype = torch.float64 if double else torch.float32
     values = torch.tensor(np.random.default_rng(seed).normal(size=size) * 100, dtype=dtype)
@@ -525,3 +515,13 @@ def test_inner_products_are_those_of_what_is_decoded(dot_with, seed):
         b = a if dot_with == "itself" else encode(others[dot_with], two, Context(seed=seed + 1))
         assert a.dot(b) == pytest.approx(float(a.dense() @ b.dense()), rel=1e-9, abs=1e-9)
         assert b.dot(a) == pytest.approx(a.dot(b), rel=1e-12, abs=1e-12)
+
+
+def test_levels_may_be_a_function_of_the_round():
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    stage = QSGD(lambda round_index: 1 if round_index < 3 else 4)
+    for index, levels in ((0, 1), (2, 1), (3, 4)):
+        context = Context(index, seed=0)
+        assert torch.equal(encode([stage], values, context).dense(), encode([QSGD(levels)], values, context).dense())
+    with pytest.raises(ValueError, match=r"`QSGD\(levels=...\)` must be from 1 to 127; got 0"):
+        encode([QSGD(lambda round_index: 0)], values, Context(0, seed=0))

@@ -147,14 +147,15 @@ class Span:
                 return error, []
         return error, coefficients
 
-    def append(self, basis: Basis, update: Payload, products: Any, rank: int) -> None:
-        """Take a copy of an update in, and let the oldest vector beyond ``rank`` go.
+    def append(self, basis: Basis, update: Payload, products: Any, rank: int, *, copy: bool = True) -> None:
+        """Take an update in, and let the oldest vector beyond ``rank`` go.
 
         Args:
             basis: Changed in place.
             update: The update.
             products: Its ``dots``; None for the first vector.
             rank: Vectors to keep at the most.
+            copy: Whether the update is copied. If not, nobody may write to its tensors any more.
         """
         gram, products = basis["gram"], list(products or [])
         if len(gram) == rank:
@@ -164,19 +165,19 @@ class Span:
         for row, product in zip(gram, products):
             row.append(product)
         gram.append([*products, update.squared_norm()])
-        self._keep(basis, update, rank)
+        self._keep(basis, update, rank, copy)
 
     def combination(self, basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
         """Return the sum of the vectors times the coefficients."""
         return Combination(payloads(basis, layout), coefficients.tolist())
 
     @staticmethod
-    def _keep(basis: Basis, update: Payload, rank: int) -> None:
+    def _keep(basis: Basis, update: Payload, rank: int, copy: bool) -> None:
         # Tensors of its own, never written to again: a round that breaks off puts the old list in its place.
         states = basis["payloads"]
         if len(states) == rank:
             del states[0]
-        states.append(update.to_state(copy=True))
+        states.append(update.to_state(copy=copy))
 
 
 def can_hold(dtype: torch.dtype, coefficients: Tensor, norms: Tensor, squared_norm: float) -> bool:

@@ -35,10 +35,9 @@ def inners(a: Tensor, others: Sequence[Tensor]) -> list[float]:
     if a.numel() <= 4 * _BLOCK or len(others) == 1 or a.device.type != "cpu":
         return [inner(a, other) for other in others]
     totals = [0.0] * len(others)
-    for start in range(0, a.numel(), _BLOCK):
-        block = a[start : start + _BLOCK]
-        for index, other in enumerate(others):
-            totals[index] += float(torch.dot(block, other[start : start + _BLOCK]))
+    for block, *parts in zip(a.split(_BLOCK), *(other.split(_BLOCK) for other in others)):
+        for index, part in enumerate(parts):
+            totals[index] += float(torch.dot(block, part))
     return [
         total if a.dtype == torch.float64 or is_safe(abs(total)) else inner(a, other)
         for total, other in zip(totals, others)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lbgm.compression.span import ROUNDINGS, Basis, Span, can_hold, payloads
+from lightning_lbgm.compression.span import ROUNDINGS, Basis, Numbers, Span, can_hold, payloads
 from lightning_lbgm.core.blocks import block_size
 from lightning_lbgm.core.layout import Layout, matrix_shape
 from lightning_lbgm.core.numerics import is_safe
@@ -36,7 +36,7 @@ class RowSpan(Span):
         vectors = [payload.dense() for payload in payloads(basis, update.layout)]
         return _row_products(update.dense(), vectors, update.layout)
 
-    def fit(self, basis: Basis, products: Tensor, update: Payload) -> tuple[float, list[float]]:
+    def fit(self, basis: Basis, products: Tensor, update: Payload) -> tuple[float, Numbers]:
         # In NumPy, whose calls cost less: the matrices are small and many.
         gram, inside = basis["gram"].cpu().numpy(), products.cpu().numpy()
         squared_norm = update.squared_norm()
@@ -56,7 +56,7 @@ class RowSpan(Span):
         error = min(1.0, max(0.0, 1 - float((solution * (2 * right - fitted)).sum()) / squared_norm))
         coefficients = (solution * scales).reshape(-1)
         held = can_hold(update.dtype, torch.from_numpy(coefficients), torch.from_numpy(norms).reshape(-1), squared_norm)
-        return error, coefficients.tolist() if held else []
+        return error, coefficients if held else []
 
     def append(self, basis: Basis, update: Payload, products: Tensor | None, rank: int, *, copy: bool = True) -> None:
         dense = update.dense()

@@ -67,6 +67,7 @@ def _lower_bound(numbers: Numbers, k: int) -> float:
 def _reaching(numbers: Numbers, least: float, block: int) -> tuple[Positions, Numbers]:
     """Return where the entries are whose magnitude is at least ``least``, and their magnitudes."""
     positions, magnitudes = [], []
+    block = min(block, numbers.size)
     buffer, mask = np.empty(block, numbers.dtype), np.empty(block, np.bool_)
     for begin in range(0, numbers.size, block):
         part = numbers[begin : begin + block]
@@ -74,6 +75,8 @@ def _reaching(numbers: Numbers, least: float, block: int) -> tuple[Positions, Nu
         found = np.flatnonzero(np.greater_equal(sizes, numbers.dtype.type(least), out=mask[: part.size]))
         positions.append(found + begin)
         magnitudes.append(sizes[found])
+    if len(positions) == 1:
+        return positions[0], magnitudes[0]
     return np.concatenate(positions), np.concatenate(magnitudes)
 
 

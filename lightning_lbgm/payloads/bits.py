@@ -44,6 +44,8 @@ def pack_signs(values: Tensor) -> Tensor:
     if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return pack_bits(values >= 0)
     numbers, block = values.detach().numpy(), block_size(values)
+    if numbers.size <= block:
+        return torch.from_numpy(np.packbits(numbers >= 0, bitorder="little"))
     packed, mask = np.empty(-(-numbers.size // 8), np.uint8), np.empty(block, np.bool_)
     for begin in range(0, numbers.size, block):
         part = numbers[begin : begin + block]

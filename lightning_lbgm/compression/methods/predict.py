@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from lightning_lbgm.compression.chain import inner_chain
 from lightning_lbgm.compression.row_span import RowSpan
-from lightning_lbgm.compression.span import Span, new_basis
+from lightning_lbgm.compression.span import Numbers, Span, new_basis
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.core.validation import check_count
@@ -106,10 +108,10 @@ class Predict(Stage):
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         basis = state["basis"]
         has_past, is_zero = bool(basis["payloads"]), update.is_zero()
-        error, found = 0.0 if has_past and is_zero else 1.0, list[float]()
+        error, found = 1.0, cast("Numbers", [])
         if has_past and not is_zero:
             error, found = self._span.fit(basis, self._span.dots(basis, update), update)
-        if not found and has_past:
+        if not len(found) and has_past:
             error, found = 0.0 if is_zero else 1.0, [0.0] * self._span.count(basis, update.layout)
         coefficients = torch.tensor(found, dtype=update.dtype, device=update.device)
         predicted = self._predicted(coefficients, state, update.layout)
@@ -118,7 +120,7 @@ class Predict(Stage):
         payload = Predicted(coefficients, step.payload, update.layout)
         total = self._remember(predicted, step.decoded, state)
         decision = Decision((), (error,), (), outcome="predicted")
-        return Encoded(payload, decision, lambda _: total, needs_state=bool(found), updates_state=True)
+        return Encoded(payload, decision, lambda _: total, needs_state=bool(len(found)), updates_state=True)
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         wanted = self._span.count(state["basis"], payload.layout) if state["basis"]["payloads"] else 0

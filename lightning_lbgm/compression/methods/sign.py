@@ -8,6 +8,7 @@ Sattler, Wiedemann, Mueller, Samek, IEEE Trans. Neural Networks and Learning Sys
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -120,9 +121,12 @@ def _mean_magnitude(values: Tensor) -> Tensor:
         # In float64, in which no sum overflows, so that nothing waits for the device.
         return values.abs().sum(dtype=torch.float64).div_(values.numel()).to(values.dtype)
     block = block_size(values)
-    magnitudes = values.new_empty(min(block, values.numel()))
-    sums = [torch.abs(part, out=magnitudes[: part.numel()]).sum() for part in values.split(block)]
-    scale = torch.stack(sums).sum().div_(values.numel())
-    if not bool(torch.isfinite(scale)):  # the sum has overflowed
+    if values.numel() <= block:
+        scale = values.abs().mean()
+    else:
+        magnitudes = values.new_empty(block)
+        sums = [torch.abs(part, out=magnitudes[: part.numel()]).sum() for part in values.split(block)]
+        scale = torch.stack(sums).sum().div_(values.numel())
+    if not math.isfinite(scale):  # the sum has overflowed
         scale = values.abs().double().mean().to(values.dtype)
     return scale

@@ -7,6 +7,7 @@ For R rows and r vectors the span has up to R r dimensions instead of r, at the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from lightning_lbgm.compression.span import ROUNDINGS, Basis, Numbers, Span, can
 from lightning_lbgm.core.blocks import block_size
 from lightning_lbgm.core.layout import Layout, matrix_shape
 from lightning_lbgm.core.numerics import is_safe
-from lightning_lbgm.payloads.base import Payload
+from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.coefficients import Combination
 
 __all__ = ["RowCombination", "RowSpan"]
@@ -33,8 +34,8 @@ class RowSpan(Span):
         return len(basis["payloads"]) * sum(matrix_shape(shape)[0] for shape in layout.shapes)
 
     def dots(self, basis: Basis, update: Payload) -> Tensor:
-        vectors = [payload.dense() for payload in payloads(basis, update.layout)]
-        return _row_products(update.dense(), vectors, update.layout)
+        dense, known = update.dense(), payloads(basis, update.layout)
+        return torch.cat([_row_products(dense, vectors, update.layout) for vectors in _decoded(known)], 1)
 
     def fit(self, basis: Basis, products: Tensor, update: Payload) -> tuple[float, Numbers]:
         # In NumPy, whose calls cost less: the matrices are small and many.
@@ -107,12 +108,22 @@ class RowCombination(Combination):
         matrices = [matrix_shape(shape) for shape in self.layout.shapes]
         rows = [shape[0] for shape in matrices]
         cut = torch.split_with_sizes  # without the checks of `Tensor.split`, which show in small updates
-        factors = [cut(column, rows) for column in self.row_factors[:, :, None].unbind(1)]
-        vectors = [cut(base.dense(), self.sizes) for base in self.bases]
-        for index, (view, shape) in enumerate(zip(cut(out, self.sizes), matrices)):
-            matrix = view.view(shape)
-            for vector, factor in zip(vectors, factors):
-                matrix.addcmul_(vector[index].view(shape), factor[index], value=alpha)
+        factors = iter([cut(column, rows) for column in self.row_factors[:, :, None].unbind(1)])
+        for decoded in _decoded(self.bases):
+            terms = [(cut(vector, self.sizes), next(factors)) for vector in decoded]
+            # Tensor by tensor, so that each sum stays in the cache.
+            for index, (view, shape) in enumerate(zip(cut(out, self.sizes), matrices)):
+                matrix = view.view(shape)
+                for vector, factor in terms:
+                    matrix.addcmul_(vector[index].view(shape), factor[index], value=alpha)
+
+
+def _decoded(vectors: list[Payload]) -> Iterator[list[Tensor]]:
+    """Yield the decoded vectors, all together if they are dense, else one at a time for the memory's sake."""
+    if all(isinstance(vector, Dense) for vector in vectors):
+        yield [vector.dense() for vector in vectors]
+    else:
+        yield from ([vector.dense()] for vector in vectors)
 
 
 def _row_products(one: Tensor, others: list[Tensor], layout: Layout) -> Tensor:

@@ -67,7 +67,7 @@ def _lower_bound(numbers: Numbers, k: int) -> float:
 def _reaching(numbers: Numbers, least: float, block: int) -> tuple[Positions, Numbers]:
     """Return where the entries are whose magnitude is at least ``least``, and their magnitudes."""
     positions, magnitudes = [], []
-    block = min(block, numbers.size)
+    block = min(block, max(_SMALL, numbers.size // 4))  # of a small vector too not all: new memory costs more
     buffer, mask = np.empty(block, numbers.dtype), np.empty(block, np.bool_)
     for begin in range(0, numbers.size, block):
         part = numbers[begin : begin + block]

@@ -145,11 +145,6 @@ class Payload(ABC):
                     found.append(item)
         return found
 
-    def shares_memory(self, values: Tensor) -> bool:
-        """Whether a tensor of the payload lies in the memory of ``values``."""
-        memory = values.untyped_storage().data_ptr()
-        return any(tensor.untyped_storage().data_ptr() == memory for tensor in self.tensors())
-
     def clone(self) -> Payload:
         """Copy the payload with its tensors."""
         return Payload.from_state(self.to_state(copy=True), self.layout)

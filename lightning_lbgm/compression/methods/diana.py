@@ -62,7 +62,7 @@ class DIANA(Stage):
         difference = update.dense() if mean is None else update.dense() - mean
         step = self.correction.encode(Dense(difference, update.layout), state["correction"], context)
         # The difference is not needed any more, unless what is sent lies in its memory.
-        used = mean is None or any(sent.shares_memory(difference) for sent in {step.payload, step.decoded})
+        used = mean is None or step.shares_memory(difference)
         self._advance(step.decoded, state, None if used else difference)
         total = self._total(step.decoded, state)
         return Encoded(step.payload, step.decision, lambda _: total, needs_state=mean is not None, updates_state=True)

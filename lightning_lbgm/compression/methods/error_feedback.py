@@ -50,12 +50,11 @@ class ErrorFeedback(Stage):
         residual = state["residual"]
         values = update.dense() if residual is None else update.dense() + residual
         encoded = self.stage.encode(Dense(values, update.layout), state["stage"], context)
-        decoded = encoded.decoded
         # A new tensor: a round that breaks off is taken back by putting the old one in its place. The sum is new too,
         # and becomes the residual unless what is sent lies in its memory.
-        if residual is None or any(sent.shares_memory(values) for sent in {encoded.payload, decoded}):
+        if residual is None or encoded.shares_memory(values):
             values = values.clone()
-        decoded.add_to(values, -1.0)
+        encoded.decoded.add_to(values, -1.0)
         state["residual"] = values
         return encoded
 

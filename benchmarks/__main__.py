@@ -28,8 +28,9 @@ from benchmarks import device, page
 from benchmarks.feeding import feeding
 from benchmarks.look_back import look_back
 from benchmarks.processes import processes
-from benchmarks.rounds import execution, peers, round_cost, stores
+from benchmarks.rounds import execution, peers, round_cost, stores, uplink_cost
 from benchmarks.scaling import scaling
+from benchmarks.stages import stage_cost
 
 PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
     "round": round_cost,
@@ -38,6 +39,8 @@ PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
     "processes": processes,
     "stores": stores,
     "look_back": look_back,
+    "uplinks": uplink_cost,
+    "stages": stage_cost,
     "feeding": feeding,
     "scaling": scaling,
 }

@@ -21,6 +21,8 @@ TITLES = {
     "processes": "Two processes, in rounds of one",
     "stores": "Where look-back gradients are kept, in rounds with them in memory",
     "look_back": "Look-back test and reconstruction of one update",
+    "uplinks": "A round of W1 with each uplink, in rounds of the hand-written loop (one process, one thread)",
+    "stages": "Encoding, decoding and adding one update, in ms and in passes over it (one thread)",
     "feeding": "Feeding a round, in epochs of one DataLoader over as many examples",
     "scaling_clients": "A round by clients (10,000 parameters, one small step)",
     "scaling_parameters": "A round by parameters (4 clients, one small step)",
@@ -39,6 +41,8 @@ def table(name: str, rows: list[Row]) -> str:
     rows = [row for row in rows if row["table"] == name]
     if name == "look_back":
         return _look_back(rows)
+    if name == "stages":
+        return _stages(rows)
     if name == "scaling_clients":
         return _clients(rows)
     if name == "scaling_parameters":
@@ -62,6 +66,19 @@ def _look_back(rows: list[Row]) -> str:
 
     names = ["parameters", "test, us", "aggregation, us", "both, us", "authors' code, us"]
     return _markdown([*names, "test, of bandwidth", "aggregation, of bandwidth"], [cells(row) for row in rows])
+
+
+def _stages(rows: list[Row]) -> str:
+    sizes = {row["parameters"]: row["size"] for row in rows}
+    header, names = ["uplink"], list(dict.fromkeys(row["what"] for row in rows))
+    for label, size in sizes.items():
+        header += [f"{label} ({size:,}): encode, ms", "decode, ms", "add, ms", "all, passes"]
+    cells = [[f"`{name}`"] for name in names]
+    for row in rows:
+        milliseconds = [row[f"{part}_ms"] for part in ("encode", "decode", "add")]
+        passes = f"{sum(milliseconds) / row['pass_ms']:.0f}"
+        cells[names.index(row["what"])] += [*(f"{value:,.2f}" for value in milliseconds), passes]
+    return _markdown(header, cells)
 
 
 def _clients(rows: list[Row]) -> str:

@@ -15,7 +15,20 @@ from benchmarks.timing import Fit, median, ratio, take_turns
 from benchmarks.workloads import BATCH_SIZE, LOCAL_STEPS, Classifier, Workload, cohorts, loop, workloads
 from benchmarks.workloads import threads as thread_pool
 from benchmarks.workloads import vectorized as vmap_over_clients
-from lightning_lbgm import LBGMFederated, LookBack
+from lightning_lbgm import (
+    ATOMO,
+    DIANA,
+    QSGD,
+    Cast,
+    ErrorFeedback,
+    LBGMFederated,
+    LookBack,
+    PowerSGD,
+    Predict,
+    RandK,
+    SignSGD,
+    TopK,
+)
 
 Row = dict[str, Any]
 
@@ -97,6 +110,31 @@ def round_cost(quick: bool) -> Iterator[Row]:
         for name in ("[]", "[LookBack(0.2)]"):
             yield {**row, "what": name, "ratio": ratio(seconds, name, "loop")}
         yield {**row, "what": "LBGM's own part", "ratio": ratio(seconds, "[LookBack(0.2)]", "loop", minus="[]")}
+
+
+def uplink_cost(quick: bool) -> Iterator[Row]:
+    """Yield the cost of a round of W1 with each uplink, in hand-written rounds."""
+    workload = workloads(quick)[0]
+    uplinks: dict[str, list[Any]] = {
+        "[]": [],
+        "[LookBack(0.2)]": [LookBack(0.2)],
+        "[SignSGD()]": [SignSGD()],
+        "[RandK(0.1)]": [RandK(0.1)],
+        "[QSGD(4)]": [QSGD(4)],
+        "EF([TopK, SignSGD])": [ErrorFeedback([TopK(0.03), SignSGD()])],
+        "EF(DIANA([TopK, SignSGD]))": [ErrorFeedback(DIANA([TopK(0.03), SignSGD()]))],
+        "EF([Cast, LookBack(0.9, rank=8, rowwise)])": [ErrorFeedback([Cast(), LookBack(0.9, rank=8, rowwise=True)])],
+        "EF(LookBack(0.9, rank=8, rowwise))": [ErrorFeedback(LookBack(0.9, rank=8, rowwise=True))],
+        "EF(Predict(8, TopK))": [ErrorFeedback(Predict(8, TopK(0.03)))],
+        "EF(PowerSGD(2))": [ErrorFeedback(PowerSGD(2))],
+        "EF(ATOMO(2))": [ErrorFeedback(ATOMO(2))],
+    }
+    contestants: dict[str, Any] = {"loop": partial(loop, workload)}
+    contestants |= {name: partial(ours, workload, uplink, **sequential()) for name, uplink in uplinks.items()}
+    # Memories of rank 8 are full after eight rounds.
+    seconds = take_turns(contestants, rounds=3 if quick else 12, warmup=1 if quick else 9)
+    for name in uplinks:
+        yield {"table": "uplinks", "workload": workload.name, "what": name, "ratio": ratio(seconds, name, "loop")}
 
 
 def peers(quick: bool) -> Iterator[Row]:

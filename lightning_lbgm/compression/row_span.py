@@ -7,19 +7,23 @@ For R rows and r vectors the span has up to R r dimensions instead of r, at the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lbgm.compression.span import ROUNDINGS, Basis, Span, can_hold, payloads
+from lightning_lbgm.compression.span import ROUNDINGS, Basis, Numbers, Span, can_hold, payloads
+from lightning_lbgm.core.blocks import block_size
 from lightning_lbgm.core.layout import Layout, matrix_shape
 from lightning_lbgm.core.numerics import is_safe
-from lightning_lbgm.payloads.base import Payload
+from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.coefficients import Combination
 
 __all__ = ["RowCombination", "RowSpan"]
 
 _LOST = 1e-36  # squares of float32 below it have fewer digits
+_LONG = 2**13  # columns from which a row is worth a call of its own
 _NOTHING = 1e-12  # share of the whole up to which a row whose digits are lost counts for nothing
 
 
@@ -30,37 +34,34 @@ class RowSpan(Span):
         return len(basis["payloads"]) * sum(matrix_shape(shape)[0] for shape in layout.shapes)
 
     def dots(self, basis: Basis, update: Payload) -> Tensor:
-        dense = update.dense()
-        columns = [_row_products(dense, payload.dense(), update.layout) for payload in payloads(basis, update.layout)]
-        return torch.stack(columns, 1)
+        dense, known = update.dense(), payloads(basis, update.layout)
+        return torch.cat([_row_products(dense, vectors, update.layout) for vectors in _decoded(known)], 1)
 
-    def fit(self, basis: Basis, products: Tensor, update: Payload) -> tuple[float, list[float]]:
-        gram: Tensor = basis["gram"]
-        if not bool(gram.any()):
+    def fit(self, basis: Basis, products: Tensor, update: Payload) -> tuple[float, Numbers]:
+        # In NumPy, whose calls cost less: the matrices are small and many.
+        gram, inside = basis["gram"].cpu().numpy(), products.cpu().numpy()
+        squared_norm = update.squared_norm()
+        if not gram.any() or not 0 < squared_norm < math.inf or not math.isfinite(inside.sum() + gram.sum()):
             return 1.0, []
-        dense = update.dense()
-        squared_norm = float(_row_products(dense, dense, update.layout).sum())
-        if not 0 < squared_norm < math.inf or not math.isfinite(float(products.sum() + gram.sum())):
-            return 1.0, []
-        norms = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-        scales = torch.where(norms > 0, 1 / norms, 0.0)
+        norms = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0))
+        scales = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
         matrices = gram * scales[:, :, None] * scales[:, None, :]
         rank = gram.shape[1]
         # Enough on the diagonal to keep dependent rows from blowing up round-off; the error below is that of the
         # coefficients as they are.
         ridge = ROUNDINGS * rank * torch.finfo(update.dtype).eps
-        regular = matrices + torch.eye(rank, dtype=gram.dtype, device=gram.device) * ridge
-        right = products * scales
-        solution = torch.linalg.solve(regular, right[:, :, None])[:, :, 0]
-        explained = 2 * (right * solution).sum(1) - (solution * (matrices @ solution[:, :, None])[:, :, 0]).sum(1)
-        error = min(1.0, max(0.0, 1 - float(explained.sum()) / squared_norm))
+        right = inside * scales
+        solution = np.linalg.solve(matrices + np.eye(rank) * ridge, right[:, :, None])
+        fitted = (matrices @ solution)[:, :, 0]
+        solution = solution[:, :, 0]
+        error = min(1.0, max(0.0, 1 - float((solution * (2 * right - fitted)).sum()) / squared_norm))
         coefficients = (solution * scales).reshape(-1)
-        held = can_hold(update.dtype, coefficients, norms.reshape(-1), squared_norm)
-        return error, coefficients.tolist() if held else []
+        held = can_hold(update.dtype, torch.from_numpy(coefficients), torch.from_numpy(norms).reshape(-1), squared_norm)
+        return error, coefficients if held else []
 
-    def append(self, basis: Basis, update: Payload, products: Tensor | None, rank: int) -> None:
+    def append(self, basis: Basis, update: Payload, products: Tensor | None, rank: int, *, copy: bool = True) -> None:
         dense = update.dense()
-        squared_norms = _row_products(dense, dense, update.layout)
+        squared_norms = _row_products(dense, [dense], update.layout)[:, 0]
         gram = basis["gram"] if products is not None else squared_norms.new_zeros(len(squared_norms), 0, 0)
         products = squared_norms.new_zeros(len(squared_norms), 0) if products is None else products
         first = int(gram.shape[1] == rank)
@@ -70,7 +71,7 @@ class RowSpan(Span):
         grown[:, size, :size] = grown[:, :size, size] = products[:, first:]
         grown[:, size, size] = squared_norms
         basis["gram"] = grown
-        self._keep(basis, update, rank)
+        self._keep(basis, update, rank, copy)
 
     def combination(self, basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
         bases = payloads(basis, layout)
@@ -89,31 +90,82 @@ class RowCombination(Combination):
         super().__init__(bases, [])
         self.row_factors = factors
 
+        self._sum: Tensor | None = None
+
     def dense(self) -> Tensor:
-        out = torch.zeros(self.size, dtype=self.dtype, device=self.bases[0].device)
-        self.add_to(out)
-        return out
+        if self._sum is None:
+            self._sum = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+            self._add_up(self._sum, 1.0)
+        return self._sum
 
     def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
-        for base, factors in zip(self.bases, self.row_factors.unbind(1)):
-            begin = 0
-            for part, view, shape in zip(base.dense().split(self.sizes), out.split(self.sizes), self.layout.shapes):
-                rows, columns = matrix_shape(shape)
-                scale = factors[begin : begin + rows, None]
-                view.view(rows, columns).addcmul_(part.view(rows, columns), scale, value=alpha)
-                begin += rows
+        if self.size <= 8 * block_size(out):
+            out.add_(self.dense(), alpha=alpha)  # error feedback and aggregation both add it: the sum is made once
+        else:
+            self._add_up(out, alpha)
+
+    def _add_up(self, out: Tensor, alpha: float) -> None:
+        matrices = [matrix_shape(shape) for shape in self.layout.shapes]
+        rows = [shape[0] for shape in matrices]
+        cut = torch.split_with_sizes  # without the checks of `Tensor.split`, which show in small updates
+        factors = iter([cut(column, rows) for column in self.row_factors[:, :, None].unbind(1)])
+        for decoded in _decoded(self.bases):
+            terms = [(cut(vector, self.sizes), next(factors)) for vector in decoded]
+            # Tensor by tensor, so that each sum stays in the cache.
+            for index, (view, shape) in enumerate(zip(cut(out, self.sizes), matrices)):
+                matrix = view.view(shape)
+                for vector, factor in terms:
+                    matrix.addcmul_(vector[index].view(shape), factor[index], value=alpha)
 
 
-def _row_products(one: Tensor, two: Tensor, layout: Layout) -> Tensor:
-    """Return the inner product of each row, shape ``(R,)``, ``float64``."""
-    products = (one * two).split(layout.sizes)
-    sums = [part.view(matrix_shape(shape)).sum(1, dtype=torch.float64) for part, shape in zip(products, layout.shapes)]
-    result = torch.cat(sums)
+def _decoded(vectors: list[Payload]) -> Iterator[list[Tensor]]:
+    """Yield the decoded vectors, all together if they are dense, else one at a time for the memory's sake."""
+    if all(isinstance(vector, Dense) for vector in vectors):
+        yield [vector.dense() for vector in vectors]
+    else:
+        yield from ([vector.dense()] for vector in vectors)
+
+
+def _row_products(one: Tensor, others: list[Tensor], layout: Layout) -> Tensor:
+    """Return the inner products of each row with that of each of r other vectors, shape ``(R, r)``, ``float64``."""
+    result = _products(one, others, layout)
     if one.dtype == torch.float64:
         return result
     sizes = result.abs()
-    total = float(sizes.sum())
-    if not is_safe(total) or total * _NOTHING < _LOST * layout.size:
-        return _row_products(one.double(), two.double(), layout)
+    totals = sizes.sum(0).tolist()
     # A row this far below the others has lost its digits in float32, and counts for nothing.
-    return torch.where(sizes < _LOST * layout.size, 0.0, result)
+    result = torch.where(sizes < _LOST * layout.size, 0.0, result)
+    for column, total in enumerate(totals):
+        if not is_safe(total) or total * _NOTHING < _LOST * layout.size:
+            result[:, column] = _products(one.double(), [others[column].double()], layout)[:, 0]
+    return result
+
+
+def _products(one: Tensor, others: list[Tensor], layout: Layout) -> Tensor:
+    """Return the inner products of rows in the vectors' dtype, shape ``(R, r)``, as ``float64``."""
+    if one.device.type != "cpu" or not hasattr(np, "vecdot"):  # of NumPy 2
+        columns = []
+        for other in others:
+            parts = zip((one * other).split(layout.sizes), layout.shapes)
+            columns.append(torch.cat([part.view(matrix_shape(s)).sum(1, dtype=torch.float64) for part, s in parts]))
+        return torch.stack(columns, 1)
+    left, rights = one.numpy(), [other.numpy() for other in others]
+    result = np.empty((len(others), sum(matrix_shape(shape)[0] for shape in layout.shapes)), left.dtype)
+    begin = row = 0
+    for shape in layout.shapes:
+        rows, columns_ = matrix_shape(shape)
+        # Some rows at a time, so that those of the first vector stay in the cache for all others.
+        for first in range(0, rows, step := max(1, block_size(one) // max(1, columns_))):
+            count = min(step, rows - first)
+            end = begin + count * columns_
+            block = left[begin:end].reshape(count, columns_)
+            for index, right in enumerate(rights):
+                out = result[index, row : row + count]
+                if columns_ > _LONG:  # torch's threads are those that were set
+                    for at in range(count):
+                        place = slice(begin + at * columns_, begin + (at + 1) * columns_)
+                        out[at] = float(torch.dot(one[place], others[index][place]))
+                else:
+                    np.vecdot(block, right[begin:end].reshape(count, columns_), out=out)
+            begin, row = end, row + count
+    return torch.from_numpy(result).double().T.contiguous()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,7 +14,10 @@ from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.coefficients import Combination
 
-__all__ = ["ROUNDINGS", "Basis", "Span", "can_hold", "lbp_error", "new_basis", "payloads", "project"]
+__all__ = ["ROUNDINGS", "Basis", "Numbers", "Span", "can_hold", "lbp_error", "new_basis", "payloads", "project"]
+
+Numbers = list[float] | npt.NDArray[np.float64]
+"""Coefficients of one client."""
 
 Basis = dict[str, Any]
 """Vectors, oldest first, and their inner products, as built-ins and tensors: ``{"payloads": [state, ...], "gram":
@@ -78,19 +83,19 @@ def project(
         if gram[0][0] == 0:
             return 1.0, [0.0]
         return lbp_error(products[0], squared_norm, gram[0][0]), [products[0] / gram[0][0]]
-    matrix = torch.tensor(gram, dtype=torch.float64)
-    norms = matrix.diagonal().clamp(min=0).sqrt()
-    scales = torch.where(norms > 0, 1 / norms, 0.0)
+    matrix = np.array(gram)
+    norms = np.sqrt(matrix.diagonal().clip(0))
+    scales = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     matrix = matrix * scales[:, None] * scales
-    cosines = torch.tensor(products, dtype=torch.float64) * scales / squared_norm**0.5
-    values, vectors = torch.linalg.eigh(matrix)
+    cosines = np.array(products) * scales / squared_norm**0.5
+    values, vectors = np.linalg.eigh(matrix)
     kept = values > ROUNDINGS * eps * len(products)
-    basis = vectors[:, kept]
-    solution = basis @ ((basis.T @ cosines) / values[kept])
+    basis, values = vectors[:, kept], values[kept]
+    inside = basis.T @ cosines
+    solution = basis @ (inside / values)
     limit = _ERROR_OFF / (eps * len(products))  # of |x|^2: |x|_1^2 is at most r times that
-    if float(solution.square().sum()) > limit:
-        inside = (basis.T @ cosines).tolist()
-        solution = basis @ ((basis.T @ cosines) / (values[kept] + _damping(inside, values[kept].tolist(), limit)))
+    if solution @ solution > limit:
+        solution = basis @ (inside / (values + _damping(inside.tolist(), values.tolist(), limit)))
     error = 1 - float(2 * (cosines @ solution) - solution @ matrix @ solution)
     return min(1.0, max(0.0, error)), (solution * scales * squared_norm**0.5).tolist()
 
@@ -128,7 +133,7 @@ class Span:
         """Return the inner products of an update with the vectors."""
         return update.dots(payloads(basis, update.layout))
 
-    def fit(self, basis: Basis, products: Any, update: Payload) -> tuple[float, list[float]]:
+    def fit(self, basis: Basis, products: Any, update: Payload) -> tuple[float, Numbers]:
         """Project an update that is not zero, by its ``dots``.
 
         Returns:
@@ -147,14 +152,15 @@ class Span:
                 return error, []
         return error, coefficients
 
-    def append(self, basis: Basis, update: Payload, products: Any, rank: int) -> None:
-        """Take a copy of an update in, and let the oldest vector beyond ``rank`` go.
+    def append(self, basis: Basis, update: Payload, products: Any, rank: int, *, copy: bool = True) -> None:
+        """Take an update in, and let the oldest vector beyond ``rank`` go.
 
         Args:
             basis: Changed in place.
             update: The update.
             products: Its ``dots``; None for the first vector.
             rank: Vectors to keep at the most.
+            copy: Whether the update is copied. If not, nobody may write to its tensors any more.
         """
         gram, products = basis["gram"], list(products or [])
         if len(gram) == rank:
@@ -164,19 +170,19 @@ class Span:
         for row, product in zip(gram, products):
             row.append(product)
         gram.append([*products, update.squared_norm()])
-        self._keep(basis, update, rank)
+        self._keep(basis, update, rank, copy)
 
     def combination(self, basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
         """Return the sum of the vectors times the coefficients."""
         return Combination(payloads(basis, layout), coefficients.tolist())
 
     @staticmethod
-    def _keep(basis: Basis, update: Payload, rank: int) -> None:
+    def _keep(basis: Basis, update: Payload, rank: int, copy: bool) -> None:
         # Tensors of its own, never written to again: a round that breaks off puts the old list in its place.
         states = basis["payloads"]
         if len(states) == rank:
             del states[0]
-        states.append(update.to_state(copy=True))
+        states.append(update.to_state(copy=copy))
 
 
 def can_hold(dtype: torch.dtype, coefficients: Tensor, norms: Tensor, squared_norm: float) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from lightning_lbgm.compression.context import NO_CONTEXT, Context, Decision, RoundResult, State
 from lightning_lbgm.core.describe import describe_call
 from lightning_lbgm.payloads.base import Payload
@@ -39,6 +41,12 @@ class Encoded:
     def decoded(self) -> Payload:
         """What the server sees: the decoded payload."""
         return self.payload if self.decode is None else self.decode(self.payload)
+
+    def shares_memory(self, values: Tensor) -> bool:
+        """Whether a tensor of what is sent, or of what the server sees, lies in the memory of ``values``."""
+        memory = values.untyped_storage().data_ptr()
+        sent = {self.payload, self.decoded}
+        return any(tensor.untyped_storage().data_ptr() == memory for one in sent for tensor in one.tensors())
 
     def __iter__(self) -> Iterator[Any]:
         """Yield payload and decision: ``payload, decision = stage.encode(update, state)``."""
@@ -83,7 +91,8 @@ class Stage(ABC):
         """Encode an update on the client and advance the client's state.
 
         Args:
-            update: What the stage before produced, or a ``Dense`` update. It is not written to.
+            update: What the stage before produced, or a ``Dense`` update. It is not written to. Its numbers may change
+                after the call, except those in tensors of the payload or of what it decodes to.
             state: The client's state, changed in place. What it keeps is copied.
             context: The round, its randomness and what is shared.
         """

@@ -5,10 +5,13 @@ All of it is vectorised: no loop over the entries. Bit ``i % 8`` of byte ``i // 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["count_bits", "pack_bits", "pack_integers", "unpack_bits", "unpack_integers"]
+from lightning_lbgm.core.blocks import block_size
+
+__all__ = ["count_bits", "pack_bits", "pack_integers", "pack_signs", "unpack_bits", "unpack_integers"]
 
 _WEIGHTS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 _SHIFTS = torch.arange(8, dtype=torch.uint8)
@@ -17,17 +20,38 @@ _POPULATION = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=
 
 def pack_bits(bits: Tensor) -> Tensor:
     """Pack booleans, shape ``(n,)``, into ``uint8``, shape ``(ceil(n / 8),)``; zeros fill the last byte."""
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
     padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.numel() % 8)).view(-1, 8)
     return (padded * _WEIGHTS.to(bits.device)).sum(1, dtype=torch.uint8)
 
 
+def pack_signs(values: Tensor) -> Tensor:
+    """Pack ``values >= 0``, shape ``(n,)``, as ``pack_bits`` does."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return pack_bits(values >= 0)
+    numbers, block = values.detach().numpy(), block_size(values)
+    if numbers.size <= block:
+        return torch.from_numpy(np.packbits(numbers >= 0, bitorder="little"))
+    packed, mask = np.empty(-(-numbers.size // 8), np.uint8), np.empty(block, np.bool_)
+    for begin in range(0, numbers.size, block):
+        part = numbers[begin : begin + block]
+        positive = np.greater_equal(part, 0, out=mask[: part.size])
+        packed[begin // 8 : -(-(begin + part.size) // 8)] = np.packbits(positive, bitorder="little")
+    return torch.from_numpy(packed)
+
+
 def unpack_bits(packed: Tensor, count: int) -> Tensor:
     """Return the first ``count`` bits as ``uint8`` of shape ``(count,)``."""
+    if packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy(), bitorder="little"))[:count]
     return ((packed[:, None] >> _SHIFTS.to(packed.device)) & 1).view(-1)[:count]
 
 
 def count_bits(packed: Tensor) -> int:
     """Return the number of bits that are set."""
+    if packed.device.type == "cpu":
+        return int(np.count_nonzero(np.unpackbits(packed.numpy())))
     return int(_POPULATION.to(packed.device)[packed.int()].sum(dtype=torch.int64))
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lbgm.core.blocks import block_size
 from lightning_lbgm.core.layout import LayoutLike
-from lightning_lbgm.payloads.base import Payload
+from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer
 
 __all__ = ["Coefficients", "Combination"]
@@ -65,15 +66,24 @@ class Combination(Payload):
     def dtype(self) -> torch.dtype:
         return self.bases[0].dtype
 
+    def tensors(self) -> list[Tensor]:
+        return [tensor for base in self.bases for tensor in base.tensors()]
+
     def dense(self) -> Tensor:
-        out = self.bases[0].dense() * self.factors[0]
-        for base, factor in zip(self.bases[1:], self.factors[1:]):
-            base.add_to(out, factor)
+        out = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        self.add_to(out)
         return out
 
     def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
-        for base, factor in zip(self.bases, self.factors):
-            base.add_to(out, alpha * factor)
+        vectors = [base.values for base in self.bases if isinstance(base, Dense)]
+        if len(vectors) < len(self.bases) or self.size <= 8 * (block := block_size(out)):
+            for base, factor in zip(self.bases, self.factors):
+                base.add_to(out, alpha * factor)
+            return
+        # Block by block: the sum of each goes through memory once.
+        for part, *pieces in zip(out.split(block), *(vector.split(block) for vector in vectors)):
+            for piece, factor in zip(pieces, self.factors):
+                part.add_(piece, alpha=alpha * factor)
 
     def to_state(self, *, copy: bool = False) -> dict[str, Any]:
         raise TypeError("A combination of look-back gradients exists at each end and is never sent or stored.")

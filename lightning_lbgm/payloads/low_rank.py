@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_lbgm.core.blocks import block_size
 from lightning_lbgm.core.layout import Layout, LayoutLike, matrix_shape
 from lightning_lbgm.core.numerics import binary_exponent, is_safe
 from lightning_lbgm.payloads.base import Dense, Payload
@@ -68,6 +69,13 @@ class LowRank(Payload):
     def dense(self) -> Tensor:
         left, right = self.factors()
         return (left @ right.T).reshape(-1)
+
+    def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
+        left, right = self.factors()
+        # Some rows at a time, so that the product stays in the cache.
+        step = max(1, block_size(out) // max(1, self.columns))
+        for part, rows in zip(out.view(self.rows, self.columns).split(step), left.split(step)):
+            part.add_(rows @ right.T, alpha=alpha)
 
     def _dot(self, other: Payload) -> float | None:
         left, right = self.factors()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lbgm.compression import ErrorFeedback, LookBack, SignSGD, TopK
+from lightning_lbgm.compression import NO_CONTEXT, Encoded, ErrorFeedback, LookBack, SignSGD, Stage, TopK
 from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.coefficients import Coefficients
 
@@ -165,3 +165,23 @@ def test_the_representation_shows_what_is_wrapped():
         repr(ErrorFeedback([SignSGD(), LookBack(0.2)]))
         == "ErrorFeedback([SignSGD(), LookBack(threshold=0.2, granularity='model')])"
     )
+
+
+class AsItIs(Stage):
+    """Send the update's own memory."""
+
+    def encode(self, update, state, context=NO_CONTEXT):
+        return Encoded(Dense(update.dense(), update.layout))
+
+
+@pytest.mark.parametrize("stage", [AsItIs(), [AsItIs(), AsItIs()], LookBack(1e-9), ErrorFeedback(AsItIs())], ids=repr)
+def test_the_residual_is_not_written_over_what_is_sent(stage):
+    stage = ErrorFeedback(stage)
+    state = stage.init()
+    for update in random_updates(0, 4):
+        given_ = update.clone()
+        encoded = stage.encode(Dense(update, SIZES), state)
+        assert torch.equal(encoded.payload.dense(), given_)
+        assert torch.equal(encoded.decoded.dense(), given_)
+        assert torch.equal(update, given_)
+        assert not state["residual"].any()

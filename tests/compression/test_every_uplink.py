@@ -187,3 +187,17 @@ def test_states_are_built_ins_and_tensors_without_spare_storage(name):
             assert type(leaf) in (torch.Tensor, str, int, float, bool, type(None)), path
             if isinstance(leaf, torch.Tensor):
                 assert leaf.untyped_storage().nbytes() == leaf.nbytes, path
+
+
+@pytest.mark.parametrize("name", UPLINKS)
+def test_later_rounds_write_neither_to_what_was_decoded_nor_to_the_state_before(name):
+    # What the round's undo log keeps, and what an aggregation rule may hold until the round ends.
+    chain = as_chain(UPLINKS[name])
+    state, shared, before = chain.init(), chain.init_shared(), []
+    for index, update in enumerate(updates(3, 6)):
+        tensors = [leaf for _, leaf in leaves(state) if isinstance(leaf, torch.Tensor)]
+        given_ = update.clone()
+        encoded = chain.encode(Dense(update, LAYOUT), state, Context(index, shared, seed=1, path=(CLIENT,)))
+        assert torch.equal(update, given_)
+        before += [(tensor, tensor.clone()) for tensor in (*tensors, encoded.decoded.dense())]
+    assert all(torch.equal(tensor, copy) for tensor, copy in before)

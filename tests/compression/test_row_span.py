@@ -12,8 +12,8 @@ from torch import nn
 
 from lightning_lbgm import LBGMFederated
 from lightning_lbgm.compression import ErrorFeedback, LookBack, TopK, as_chain
-from lightning_lbgm.compression.row_span import RowCombination
-from lightning_lbgm.core.layout import Layout
+from lightning_lbgm.compression.row_span import RowCombination, _row_products
+from lightning_lbgm.core.layout import Layout, matrix_shape
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients
@@ -193,13 +193,23 @@ def test_the_state_holds_the_true_inner_products_after_many_evictions(rank):
         np.testing.assert_allclose(gram.numpy(), gram_of(newest), rtol=1e-9, atol=1e-9)
 
 
-def test_the_inner_products_of_float32_rows_are_summed_in_float64():
-    stage = LookBack(0.0, rowwise=True)
-    state = stage.init()
-    values = torch.full((100_001,), 1.0)
-    values[0] = 2.0**13  # its square, 2**26, swallows single ones in float32
-    stage.encode(Dense(values), state)
-    assert state["lbgs"][0]["gram"].tolist() == [[[2.0**26 + 100_000]]]
+@given(seed=seeds, layout=st.sampled_from([[100_001], [(3, 9000), (7, 5), 11], [(300, 700), (), (0, 4)]]))
+@settings(max_examples=10)
+def test_the_inner_products_of_float32_rows_are_good_to_its_roundings(seed, layout):
+    layout, rng = Layout(layout), np.random.default_rng(seed)
+    one, *others = torch.tensor(rng.normal(size=(4, layout.size)) ** 3, dtype=torch.float32)
+    found = _row_products(one, others, layout).numpy()
+    matrices = [matrix_shape(shape) for shape in layout.shapes]
+    assert found.shape == (sum(rows for rows, _ in matrices), 3)
+
+    def rows_of(vector):
+        parts = np.split(vector.double().numpy(), np.cumsum(layout.sizes)[:-1])
+        return [row for part, shape in zip(parts, matrices) for row in part.reshape(shape)]
+
+    for index, row in enumerate(rows_of(one)):
+        for column, other in enumerate(others):
+            exact, size = row @ rows_of(other)[index], np.linalg.norm(row) * np.linalg.norm(rows_of(other)[index])
+            assert found[index, column] == pytest.approx(exact, abs=2e-6 * size + 1e-30)
 
 
 # Coefficients and their bits

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, Stage, State
+from lightning_lbgm.core.spectra import leading_directions, times_few
 from lightning_lbgm.core.validation import check_count
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.low_rank import factorize
@@ -23,7 +24,8 @@ class ATOMO(Stage):
     """Send ``rank`` singular components of each parameter matrix; vectors go whole.
 
     ``rank * (n + m)`` numbers for a matrix of shape (n, m), with convolution kernels of shape (out, in, kh, kw) taken
-    as (out, in * kh * kw). A matrix that this would not make smaller goes whole.
+    as (out, in * kh * kw). A matrix that this would not make smaller goes whole. Of matrices with more than 128 rows
+    and columns the largest components are found by iteration, see ``leading_directions``.
 
     Args:
         rank: Components to send (in the mean, if ``sampling`` is ``"unbiased"``). The paper on LBGM compares with 2.
@@ -57,15 +59,15 @@ class ATOMO(Stage):
 
         def factor(index: int, matrix: Tensor) -> tuple[Tensor, Tensor]:
             wide = matrix.shape[0] < matrix.shape[1]
-            tall = matrix.T if wide else matrix
-            scaled, basis = _components(tall)
             if self.sampling == "top":
-                scaled, basis = scaled[:, : self.rank], basis[:, : self.rank]
+                basis = leading_directions(matrix if wide else matrix.T, self.rank)
+                scaled = (basis.T @ matrix).T if wide else times_few(matrix, basis)
             else:
+                scaled, basis = _components(matrix.T if wide else matrix)
                 probabilities = keep_probabilities(torch.linalg.vector_norm(scaled, dim=0), self.rank)
                 kept = torch.empty_like(probabilities).uniform_(generator=generator) < probabilities
                 scaled, basis = scaled[:, kept] / probabilities[kept], basis[:, kept]
-            scaled, basis = scaled.to(matrix.dtype), basis.to(matrix.dtype)
+                scaled, basis = scaled.to(matrix.dtype), basis.to(matrix.dtype)
             return (basis, scaled) if wide else (scaled, basis)
 
         return Encoded(factorize(update, self.rank, factor))

@@ -61,7 +61,9 @@ class DIANA(Stage):
         mean = state["mean"]
         difference = update.dense() if mean is None else update.dense() - mean
         step = self.correction.encode(Dense(difference, update.layout), state["correction"], context)
-        self._advance(step.decoded, state)
+        # The difference is not needed any more, unless what is sent lies in its memory.
+        used = mean is None or step.shares_memory(difference)
+        self._advance(step.decoded, state, None if used else difference)
         total = self._total(step.decoded, state)
         return Encoded(step.payload, step.decision, lambda _: total, needs_state=mean is not None, updates_state=True)
 
@@ -77,14 +79,16 @@ class DIANA(Stage):
     def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
         self.correction.end_round(shared, result, context)
 
-    def _advance(self, correction: Payload, state: State) -> None:
-        """Move the mean; the first message is the mean."""
+    def _advance(self, correction: Payload, state: State, memory: torch.Tensor | None = None) -> None:
+        """Move the mean, into ``memory`` if it is given; the first message is the mean."""
         if state["mean"] is None:
             state["mean"] = correction.dense().clone()
             state["rate"] = 1.0
         else:
-            mean = state["mean"] = state["mean"].clone()  # a round that breaks off puts the old one in its place
+            # A new tensor: a round that breaks off puts the old one in its place.
+            mean = state["mean"].clone() if memory is None else memory.copy_(state["mean"])
             correction.add_to(mean, self.rate)
+            state["mean"] = mean
             state["rate"] = self.rate
 
     @staticmethod

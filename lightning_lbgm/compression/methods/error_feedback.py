@@ -50,9 +50,12 @@ class ErrorFeedback(Stage):
         residual = state["residual"]
         values = update.dense() if residual is None else update.dense() + residual
         encoded = self.stage.encode(Dense(values, update.layout), state["stage"], context)
-        # A new tensor: a round that breaks off is taken back by putting the old one in its place.
-        residual = state["residual"] = values.clone()
-        encoded.decoded.add_to(residual, -1.0)
+        # A new tensor: a round that breaks off is taken back by putting the old one in its place. The sum is new too,
+        # and becomes the residual unless what is sent lies in its memory.
+        if residual is None or encoded.shares_memory(values):
+            values = values.clone()
+        encoded.decoded.add_to(values, -1.0)
+        state["residual"] = values
         return encoded
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:

@@ -16,7 +16,7 @@ import torch
 from lightning_lbgm.compression.methods.cast import check_format
 from lightning_lbgm.compression.methods.target_savings import TargetSavings, check_threshold, threshold_of
 from lightning_lbgm.compression.row_span import RowSpan
-from lightning_lbgm.compression.span import Basis, Span, new_basis
+from lightning_lbgm.compression.span import Basis, Numbers, Span, new_basis
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.core.validation import check_count
@@ -149,7 +149,7 @@ class LookBack(Stage):
                 sent.append(Coefficients(values, part.layout))
                 decoded.append(self._span.combination(lbgs[index], values, part.layout))
                 ages[index] = ages.get(index, 0) + 1
-                newest.append(coefficients[-1])
+                newest.append(float(coefficients[-1]))
         recycled = tuple(coefficient == coefficient for coefficient in newest)
         seen = self._whole(decoded, update.layout)
         return Encoded(
@@ -187,7 +187,7 @@ class LookBack(Stage):
 
     def _test(
         self, update: Payload, basis: Basis | None, products: Any, threshold: float, age: int
-    ) -> tuple[float, list[float] | None]:
+    ) -> tuple[float, Numbers | None]:
         """Return the LBP error, and the LBCs or None if the update is to be sent in full."""
         if basis is None:
             return 1.0, None
@@ -195,7 +195,7 @@ class LookBack(Stage):
         if update.is_zero():
             return 0.0, [0.0] * self._span.count(basis, update.layout) if may_recycle and update.size else None
         error, coefficients = self._span.fit(basis, products, update)
-        return error, coefficients if may_recycle and error <= threshold and coefficients else None
+        return error, coefficients if may_recycle and error <= threshold and len(coefficients) else None
 
     def _refresh(self, lbgs: dict[int, Basis], index: int, update: Payload, products: Any) -> None:
         """Let an update that went in full become an LBG, by its ``dots`` with those that there are."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, Stage, State
+from lightning_lbgm.core.spectra import times_few
 from lightning_lbgm.core.validation import check_count
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.low_rank import factorize
@@ -57,9 +58,9 @@ class PowerSGD(Stage):
             if start is None or start.shape != (matrix.shape[1], self.rank) or not bool(start.any()):
                 generator = generator or context.generator(matrix.device)
                 start = matrix.new_empty(matrix.shape[1], self.rank).normal_(generator=generator)
-            left = torch.linalg.qr(matrix @ start).Q
-            right = matrix.T @ left
-            known[index] = right.clone()
+            left = torch.linalg.qr(times_few(matrix, start)).Q
+            right = (left.T @ matrix).T
+            known[index] = right.contiguous().clone()
             return left, right
 
         return Encoded(factorize(update, self.rank, factor))

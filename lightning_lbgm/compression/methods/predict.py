@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from lightning_lbgm.compression.chain import inner_chain
 from lightning_lbgm.compression.row_span import RowSpan
-from lightning_lbgm.compression.span import Span, new_basis
+from lightning_lbgm.compression.span import Numbers, Span, new_basis
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Decision, Encoded, RoundResult, Stage, State
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.core.validation import check_count
@@ -106,27 +108,26 @@ class Predict(Stage):
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         basis = state["basis"]
         has_past, is_zero = bool(basis["payloads"]), update.is_zero()
-        error, found = 0.0 if has_past and is_zero else 1.0, list[float]()
+        error, found = 1.0, cast("Numbers", [])
         if has_past and not is_zero:
             error, found = self._span.fit(basis, self._span.dots(basis, update), update)
-        if not found and has_past:
+        if not len(found) and has_past:
             error, found = 0.0 if is_zero else 1.0, [0.0] * self._span.count(basis, update.layout)
         coefficients = torch.tensor(found, dtype=update.dtype, device=update.device)
-        remainder = update.dense().clone()
-        if found:
-            self._span.combination(basis, coefficients, update.layout).add_to(remainder, -1.0)
+        predicted = self._predicted(coefficients, state, update.layout)
+        remainder = update.dense().clone() if predicted is None else update.dense() - predicted
         step = self.correction.encode(Dense(remainder, update.layout), state["correction"], context)
         payload = Predicted(coefficients, step.payload, update.layout)
-        total = self._remember(coefficients, step.decoded, state)
+        total = self._remember(predicted, step.decoded, state)
         decision = Decision((), (error,), (), outcome="predicted")
-        return Encoded(payload, decision, lambda _: total, needs_state=bool(found), updates_state=True)
+        return Encoded(payload, decision, lambda _: total, needs_state=bool(len(found)), updates_state=True)
 
     def decode(self, payload: Payload, state: State, context: Context = NO_CONTEXT) -> Payload:
         wanted = self._span.count(state["basis"], payload.layout) if state["basis"]["payloads"] else 0
         if not isinstance(payload, Predicted) or payload.coefficients.numel() != wanted:
             raise MessageError(f"The message does not have the {wanted} coefficients of a prediction.")
         correction = self.correction.decode(payload.correction, state["correction"], context)
-        return self._remember(payload.coefficients, correction, state)
+        return self._remember(self._predicted(payload.coefficients, state, payload.layout), correction, state)
 
     def forget(self, state: State) -> None:
         state["basis"] = new_basis()
@@ -135,15 +136,24 @@ class Predict(Stage):
     def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
         self.correction.end_round(shared, result, context)
 
-    def _remember(self, coefficients: Tensor, correction: Payload, state: State) -> Payload:
-        """Add prediction and correction up, let the sum join the span, and return it."""
-        basis, layout = state["basis"], correction.layout
-        if coefficients.numel():
-            total = self._span.combination(basis, coefficients, layout).dense()
-            correction.add_to(total)
+    def _predicted(self, coefficients: Tensor, state: State, layout: Layout) -> Tensor | None:
+        """Return the prediction, a new vector; None without a past."""
+        if not coefficients.numel():
+            return None
+        # Added to zeros, not the cached vector of a payload: it is written to.
+        predicted = torch.zeros(layout.size, dtype=coefficients.dtype, device=coefficients.device)
+        self._span.combination(state["basis"], coefficients, layout).add_to(predicted)
+        return predicted
+
+    def _remember(self, predicted: Tensor | None, correction: Payload, state: State) -> Payload:
+        """Add the correction to the prediction, let the sum join the span, and return it."""
+        basis = state["basis"]
+        if predicted is None:
+            total = correction.dense().clone()
         else:
-            total = correction.dense()
-        reconstructed = Dense(total, layout)
+            correction.add_to(predicted)
+            total = predicted
+        reconstructed = Dense(total, correction.layout)
         products = self._span.dots(basis, reconstructed) if basis["payloads"] else None
-        self._span.append(basis, reconstructed, products, self.rank)
+        self._span.append(basis, reconstructed, products, self.rank, copy=False)
         return reconstructed

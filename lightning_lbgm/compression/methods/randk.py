@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, Stage, State
 from lightning_lbgm.core.layout import LayoutLike
+from lightning_lbgm.core.selection import random_subset
 from lightning_lbgm.core.validation import check_fraction
 from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
@@ -27,8 +28,8 @@ _MAX_SEED = 2**63 - 1
 class RandomSparse(Payload):
     """Some values at places that follow from a seed.
 
-    The body has the seed (64 bits), the number of values and the values. Both ends must draw alike: torch's
-    ``randperm`` on the CPU.
+    The body has the seed (64 bits), the number of values and the values. Both ends draw alike, by ``random_subset``
+    and torch's generator of the CPU.
 
     Args:
         values: Shape ``(k,)``, or a payload of k entries.
@@ -45,14 +46,14 @@ class RandomSparse(Payload):
         self.body = values if isinstance(values, Payload) else Dense(values)
         self.seed = seed
         self.unbiased = unbiased
-        self._indices: Tensor | None = None  # drawn once: a permutation of all entries is the costly part
+        self._indices: Tensor | None = None  # drawn once
         self._sparse: Sparse | None = None
 
     @staticmethod
     def draw(values: Tensor, k: int, seed: int, unbiased: bool, layout: LayoutLike) -> RandomSparse:
         """Keep k of ``values``, shape ``(size,)``, chosen by the seed."""
         indices = _draw(seed, values.numel(), k).to(values.device, index_dtype(values.numel()))
-        payload = RandomSparse(values[indices], seed, unbiased, layout)
+        payload = RandomSparse(values.index_select(0, indices), seed, unbiased, layout)
         payload._indices = indices
         return payload
 
@@ -148,4 +149,4 @@ class RandK(Stage):
 
 def _draw(seed: int, size: int, k: int) -> Tensor:
     """Return k of ``size`` indices, increasing."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:k].sort().values
+    return random_subset(size, k, torch.Generator().manual_seed(seed))

@@ -8,18 +8,23 @@ Sattler, Wiedemann, Mueller, Samek, IEEE Trans. Neural Networks and Learning Sys
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, Stage, State
+from lightning_lbgm.core.blocks import block_size
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.payloads.bits import count_bits, pack_bits, unpack_bits
+from lightning_lbgm.payloads.bits import count_bits, pack_bits, pack_signs, unpack_bits
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer
 
 __all__ = ["SignSGD", "Signs"]
+
+_BYTES = torch.arange(256, dtype=torch.uint8)
+_SIGNS = unpack_bits(_BYTES, 8 * 256).view(256, 8).to(torch.int8) * 2 - 1
 
 
 class Signs(Payload):
@@ -42,14 +47,25 @@ class Signs(Payload):
     @staticmethod
     def pack(values: Tensor, scale: Tensor, layout: LayoutLike) -> Signs:
         """Keep the signs of ``values``, shape ``(size,)``; zero counts as positive."""
-        return Signs(pack_bits(values >= 0), scale, layout)
+        return Signs(pack_signs(values), scale, layout)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.scale.dtype
 
     def dense(self) -> Tensor:
-        return unpack_bits(self.bits, self.size).to(self.dtype).mul_(2).sub_(1).mul_(self.scale)
+        return self._table().index_select(0, self.bits.int()).view(-1)[: self.size]
+
+    def add_to(self, out: Tensor, alpha: float = 1.0) -> None:
+        table, block = self._table(), block_size(out)
+        rows = table.new_empty(min(block // 8, self.bits.numel()), 8)
+        for part, packed in zip(out.split(block), self.bits.split(block // 8)):
+            decoded = torch.index_select(table, 0, packed.int(), out=rows[: packed.numel()])
+            part.add_(decoded.view(-1)[: part.numel()], alpha=alpha)
+
+    def _table(self) -> Tensor:
+        """Return what the eight entries of each byte decode to, shape ``(256, 8)``."""
+        return _SIGNS.to(self.scale.device, self.dtype) * self.scale
 
     def _dot(self, other: Payload) -> float | None:
         if not isinstance(other, Signs):
@@ -96,8 +112,21 @@ class SignSGD(Stage):
 
 
 def _sign(numbers: Dense) -> Payload:
-    magnitudes = numbers.values.abs()
-    scale = magnitudes.mean()
-    if not bool(torch.isfinite(scale)):  # the sum has overflowed
-        scale = magnitudes.double().mean().to(magnitudes.dtype)
-    return Signs.pack(numbers.values, scale, numbers.layout)
+    return Signs.pack(numbers.values, _mean_magnitude(numbers.values), numbers.layout)
+
+
+def _mean_magnitude(values: Tensor) -> Tensor:
+    """Return the mean of ``|values|``, shape ``()``, in their dtype."""
+    if values.device.type == "cuda":
+        # In float64, in which no sum overflows, so that nothing waits for the device.
+        return values.abs().sum(dtype=torch.float64).div_(values.numel()).to(values.dtype)
+    block = block_size(values)
+    if values.numel() <= block:
+        scale = values.abs().mean()
+    else:
+        magnitudes = values.new_empty(block)
+        sums = [torch.abs(part, out=magnitudes[: part.numel()]).sum() for part in values.split(block)]
+        scale = torch.stack(sums).sum().div_(values.numel())
+    if not math.isfinite(scale):  # the sum has overflowed
+        scale = values.abs().double().mean().to(values.dtype)
+    return scale

@@ -72,7 +72,7 @@ def run(job: Job, rounds: int | None = None) -> dict[str, Any]:
             clients_per_round=setting.clients_per_round,
             local_steps=setting.local_steps,
             seed=job.seed,
-            **({"downlink": variant.downlink} if variant.downlink else {}),
+            downlink=variant.downlink,
         ),
         max_epochs=rounds,
         check_val_every_n_epoch=min(EVERY, rounds),
@@ -87,15 +87,14 @@ def run(job: Job, rounds: int | None = None) -> dict[str, Any]:
     begin = time.perf_counter()
     data = getattr(recipes.paper.data, job.data)(batch_size=setting.batch_size)
     trainer.fit(Classifier(setting.hidden, LEARNING_RATE), datamodule=data)
-    uplink = 1 - float(trainer.callback_metrics["comm/savings"])
-    total = 1 - float(trainer.callback_metrics.get("comm/total_savings", (1 - uplink) / 2))
+    metrics = trainer.callback_metrics
     return {
         **job._asdict(),
         "rounds": rounds,
         "accuracy": accuracies.seen[-1],
         "late": statistics.mean(accuracies.seen[-(LAST_ROUNDS // EVERY) :]),
-        "uplink": uplink,
-        "total": total,
+        "uplink": 1 - float(metrics["comm/savings"]),
+        "total": 1 - float(metrics["comm/total_savings"]),
         "seconds": time.perf_counter() - begin,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_lbgm import DIANA, QSGD, Cast, ErrorFeedback, LookBack, SignSGD, TargetSavings, Ternary, TopK
+from lightning_lbgm import DIANA, QSGD, Cast, ErrorFeedback, LookBack, Relax, SignSGD, TargetSavings, Ternary, TopK
 from lightning_lbgm.compression import Chain, Stage
 
 __all__ = ["DATASETS", "NUM_CLIENTS", "SETTINGS", "Setting", "Variant", "variants"]
@@ -69,9 +69,15 @@ class Variant:
         return f"↑ {up} ↓ {' + '.join(map(_short, self.downlink))}"
 
 
+def one_then_two(round_index: int) -> int:
+    """Return the levels of a quantizer that is finer in the last quarter of 120 rounds."""
+    return 1 if round_index < 90 else 2
+
+
 def variants(setting: str) -> list[Variant]:
     """Return what is compared in a setting, FedAvg first."""
     sparse_signs: list[Stage] = [TopK(0.03), SignSGD()]
+    far_signs: list[Stage] = [TopK(0.05), SignSGD(), Relax(1.5)]
     by_row = LookBack(0.9, rank=8, rowwise=True)
     found = [
         Variant("FedAvg"),
@@ -80,15 +86,23 @@ def variants(setting: str) -> list[Variant]:
         Variant("stateful", [ErrorFeedback(sparse_signs)]),
         Variant("stateful", [ErrorFeedback(DIANA(sparse_signs))]),
         Variant("stateful", [ErrorFeedback([Cast(torch.bfloat16), by_row])]),
-        Variant("stateless", [Cast(torch.bfloat16)]),
         Variant("stateless", [QSGD(7, bucket_size=512)]),
         Variant("stateless", [Ternary()]),
+        Variant("both directions", [Ternary()], sparse_signs),
     ]
     if setting == "paper":
         found += [
             Variant("paper", [SignSGD(), LookBack(0.2)]),
             Variant("stateful", [LookBack(0.06, rank=4, rowwise=True)]),
-            Variant("stateful", [ErrorFeedback(LookBack(TargetSavings(0.9), rank=8, rowwise=True))]),
+            Variant("both directions", [LookBack(0.2)], [LookBack(0.2)]),
+        ]
+    if setting == "noisy":
+        found.append(Variant("both directions", [ErrorFeedback(DIANA(sparse_signs))], sparse_signs))
+    if setting == "cohorts":
+        found += [
+            Variant("stateless", [QSGD(one_then_two)]),
+            Variant("both directions", [Ternary()], far_signs),
+            Variant("both directions", [QSGD(one_then_two)], far_signs),
         ]
     return found
 
@@ -99,6 +113,8 @@ def _short(value: Any) -> str:
         return " + ".join(map(_short, value.stages))
     if isinstance(value, ErrorFeedback):
         return f"EF({_short(value.stage)})"
+    if inspect.isfunction(value):
+        return str(value.__name__)
     if not isinstance(value, (Stage, TargetSavings)):
         return str(value).removeprefix("torch.")
     settings = []

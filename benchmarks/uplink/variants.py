@@ -121,7 +121,7 @@ def _short(value: Any) -> str:
     for name, parameter in inspect.signature(type(value)).parameters.items():
         if not hasattr(value, name):
             continue
-        always = name in ("threshold", "levels") or (name == "dtype" and parameter.default is not None)
+        always = name in ("threshold", "levels", "factor") or (name == "dtype" and parameter.default is not None)
         plain = parameter.default is parameter.empty or always
         if plain or getattr(value, name) != parameter.default:
             settings.append(_short(getattr(value, name)) if plain else f"{name}={getattr(value, name)!r}")

@@ -40,8 +40,8 @@ class LBGMCallback(WritingCallback):
 
     Every round, in every logger with the round as the step, and in ``trainer.callback_metrics`` (so that
     ``ModelCheckpoint`` and ``EarlyStopping`` can monitor them): the ``comm/``, ``lbgm/`` and ``fl/`` metrics that
-    docs/metrics.md lists. Savings and recycled fraction stand in the progress bar, and in a long round the number of
-    clients done.
+    docs/metrics.md lists. Savings and recycled fraction stand in the progress bar, with stages on the downlink also the
+    savings of both directions, and in a long round the number of clients done.
 
     With an ``MLFlowLogger``: the resolved settings as params ``federated/...``, the table
     ``federated/clients.json`` with one row for each client and round, and at the end the figures
@@ -118,7 +118,8 @@ class LBGMCallback(WritingCallback):
             self._progress.restore()
         self._warn_of_rejection(report)
         metrics = {**round_metrics(report, strategy.ledger), **self._advice.observe(report)}
-        log_round(trainer, pl_module, metrics, report.round_index, in_bar=_IN_PROGRESS_BAR)
+        in_bar = _IN_PROGRESS_BAR if report.broadcast is None else (*_IN_PROGRESS_BAR, "comm/total_savings")
+        log_round(trainer, pl_module, metrics, report.round_index, in_bar=in_bar)
         if self._draws(trainer):
             self._errors.add(report.round_index, ((c.client_id, c.lbp_error) for c in report.clients if c.decision))
         if self.client_table and trainer.loggers and writes_files(trainer):

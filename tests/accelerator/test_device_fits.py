@@ -23,6 +23,8 @@ from lightning_lbgm import (
     LayerRecycling,
     LBGMFederated,
     LookBack,
+    RandK,
+    Relax,
     SignSGD,
     TopK,
 )
@@ -45,6 +47,9 @@ SETTINGS = {
     "median": lambda folder: {"aggregation": CoordinateMedian(memory=300)},
     "own buffers": lambda folder: {"buffers": "client"},
     "server adam": lambda folder: {"server_optimizer": functools.partial(torch.optim.Adam, lr=0.01)},
+    "downlink": lambda folder: {"downlink": [TopK(0.3), SignSGD(), Relax(1.5)]},
+    "downlink looking back": lambda folder: {"downlink": [TopK(0.5), LookBack(0.7)], "uplink": []},
+    "downlink damped": lambda folder: {"downlink": [RandK(0.2)]},
     "fedprox": lambda folder: {"objective": FedProx(0.1)},
     "fedprox vectorized": lambda folder: {"objective": FedProx(0.1), "execution": "vectorized"},
 }
@@ -135,6 +140,7 @@ def test_a_fit_over_the_wire_is_that_of_the_shared_channel(device, tmp_path, nam
 def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(real_device, tmp_path, store, execution):
     settings = {
         "uplink": [ErrorFeedback([TopK(0.5), QSGD(4)]), LookBack(0.8, rank=2)],
+        "downlink": [TopK(0.5), LookBack(0.5)],
         "server_optimizer": functools.partial(torch.optim.SGD, lr=0.9, momentum=0.5),
         "client_store": "memory" if store == "memory" else str(tmp_path / "store"),
         "execution": execution,

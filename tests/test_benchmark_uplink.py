@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from benchmarks.uplink.report import Summary, draw, pareto, summarise, table
-from benchmarks.uplink.run import Job, run_missing
-from benchmarks.uplink.variants import SETTINGS, Variant, variants
+from benchmarks.uplink.__main__ import RESULTS
+from benchmarks.uplink.report import DOCS, Summary, draw, pareto, summarise, table
+from benchmarks.uplink.run import Job, load, run_missing
+from benchmarks.uplink.variants import DATASETS, SETTINGS, Variant, variants
 from lightning_lbgm import DIANA, Cast, ErrorFeedback, LookBack, SignSGD, TopK
 
 
@@ -76,3 +77,13 @@ def test_only_what_the_results_file_lacks_is_run(tmp_path, monkeypatch):
 def test_a_figure_is_drawn_of_what_there_is(tmp_path):
     draw("cohorts", rows(), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_documentation_shows_the_results(setting):
+    rows = load(RESULTS)
+    assert table(setting, rows) in (DOCS / "choosing.md").read_text()
+    assert (DOCS / "images" / f"uplink_{setting}.png").stat().st_size > 10_000
+    found = {(row["data"], row["variant"], row["seed"]) for row in rows if row["setting"] == setting}
+    assert found == {(data, v.name, seed) for data in DATASETS for v in variants(setting) for seed in range(3)}
+    assert {row["rounds"] for row in rows if row["setting"] == setting} == {SETTINGS[setting].rounds}

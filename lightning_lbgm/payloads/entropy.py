@@ -109,16 +109,25 @@ class Table:
             counts: Of all symbols of the alphabet.
             bounded: Whether the stream has at least half a bit a symbol, so that it bounds their number.
         """
-        bits, start = 0.0, 0
-        for symbol, frequency in zip(self.symbols, self.frequencies if self.steps else ()):
-            # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
-            bits += counts[symbol] * (_BITS - math.log2(frequency) + start / _LOW / math.log(2))
-            start += frequency
-        total = sum(counts)
-        words = int(bits / 16) + 1 if self.steps else 0
+        words = 0
+        if self.steps:
+            bits = 0.0
+            for symbol, cost in zip(self.symbols, self._costs):
+                bits += counts[symbol] * cost
+            words = int(bits / 16) + 1
         if bounded and (self.steps or not self.width):
-            words = max(words, -(-total // _FLOOR))
+            words = max(words, -(-sum(counts) // _FLOOR))
         return words
+
+    @cached_property
+    def _costs(self) -> list[float]:
+        """Bits of each symbol that occurs."""
+        costs, start = [], 0
+        for frequency in self.frequencies:
+            # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
+            costs.append(_BITS - math.log2(frequency) + start / _LOW / math.log(2))
+            start += frequency
+        return costs
 
 
 def _lanes(words: int, count: int) -> int:

@@ -8,7 +8,7 @@ of random fractions.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.bits import where_true
 from lightning_lbgm.payloads.integers import Integers
 from lightning_lbgm.payloads.levels import CHUNK, Levels, compute_dtype, pieces
 from lightning_lbgm.payloads.sparse import index_dtype
@@ -73,7 +74,10 @@ def _scales(values: Tensor, bucket_size: int, scale: Scale) -> Tensor:
 
 def _scale(rows: Tensor, scale: Scale) -> Tensor:
     """Return the scale of each row."""
-    if len(rows) == 1:
+    if len(rows) == 1 and rows.device.type == "cpu" and rows.dtype == torch.float32:
+        array = rows.detach().numpy()
+        largest = torch.from_numpy(np.abs(np.maximum(-array.min(), array.max())).reshape(1))
+    elif len(rows) == 1:
         least, most = torch.aminmax(rows)  # as fast as memory, unlike the largest magnitude
         largest = torch.maximum(-least, most).abs()[None]  # of zeros the sign may be negative
     else:
@@ -102,11 +106,11 @@ def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generat
     # An entry is not zero if a uniform number is below its magnitude in levels: then its first byte is not above that
     # of the magnitude. The factor makes up for round-off, so that none is missed.
     factor = _BYTES * top / scale * (1 + 1e-6)
-    indices, first = _not_below(torch.from_numpy(array), factor, _Bytes(size, generator))
+    indices, parts = _not_below(torch.from_numpy(array), factor, _Bytes(size, generator))
     chosen = array[indices]
     # Given its first byte, the uniform number is below the end of the magnitude's.
     uniform = torch.rand(len(chosen), dtype=torch.float64, generator=generator).numpy()
-    uniform *= (first + 1.0) / _BYTES
+    uniform *= (np.minimum(parts, np.float32(_BYTES - 1)).astype(np.uint8) + 1.0) / _BYTES
     magnitudes = np.abs(chosen)
     magnitudes /= np.float32(scale)
     if top > 1:
@@ -116,36 +120,25 @@ def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generat
     whole += magnitudes > uniform
     levels = np.copysign(whole, chosen).astype(np.int8)
     kept = np.flatnonzero(levels != 0)
-    places = torch.from_numpy(indices[kept]).to(index_dtype(size))
-    return Integers.at(places, torch.from_numpy(levels[kept]), 0, size, top)
+    places = indices[kept].astype(np.int32 if index_dtype(size) == torch.int32 else np.int64)
+    return Integers.at(torch.from_numpy(places), torch.from_numpy(levels[kept]), 0, size, top)
 
 
-def _not_below(values: Tensor, factor: float, draw: _Bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return where the whole part of ``|values| * factor``, at most 255, is not below the bytes drawn; and that part."""
+def _not_below(values: Tensor, factor: float, draw: _Bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return where ``|values| * factor`` is not below the bytes drawn; and these products."""
     size = len(values)
-    numbers, part = torch.empty(min(size, CHUNK)), np.empty(min(size, CHUNK), dtype=np.uint8)
-    mask = np.zeros(-(-min(size, CHUNK) // 8) * 8, dtype=np.bool_)
+    numbers, mask = torch.empty(min(size, CHUNK)), np.empty(min(size, CHUNK), dtype=np.bool_)
     found = []
     for begin in range(0, size, CHUNK):
         count = min(size - begin, CHUNK)
-        number = torch.mul(values[begin : begin + count], factor, out=numbers[:count]).abs_().clamp_(max=_BYTES - 1)
-        np.copyto(part[:count], number.numpy(), casting="unsafe")
-        mask[count:] = False
-        np.less_equal(draw.next(count).numpy(), part[:count], out=mask[:count])
-        indices = _where(mask)
-        found.append((indices + begin if begin else indices, part[indices]))
+        number = torch.mul(values[begin : begin + count], factor, out=numbers[:count]).abs_().numpy()
+        np.less_equal(draw.next(count).numpy(), number, out=mask[:count])
+        indices = where_true(mask[:count])
+        found.append((indices + begin if begin else indices, number[indices]))
     if len(found) == 1:
         return found[0]
     places, parts = zip(*found)
     return np.concatenate(places), np.concatenate(parts)
-
-
-def _where(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return where a mask, a multiple of 8 long, is true; eight at a time, because each true one costs a wrong guess."""
-    words = mask.view(np.uint64)
-    some = np.flatnonzero(words != 0)
-    inside = np.flatnonzero(words[some].view(np.bool_))
-    return (some[inside >> 3] << 3) + (inside & 7)
 
 
 def _round_by_bytes(
@@ -157,13 +150,18 @@ def _round_by_bytes(
     whole numbers, unless the difference to the byte is next to a multiple: one entry in a hundred, which is rounded in
     floating point.
     """
-    divisors = torch.where(scales > 0, scales, 1.0)
-    if not (float(scales.amax()) < _ORDINARY[1] and float(divisors.amin()) > _ORDINARY[0]):
+    of_buckets = scales.detach().numpy()
+    divisors = np.where(of_buckets > 0, of_buckets, np.float32(1))
+    if not (of_buckets.max() < _ORDINARY[1] and divisors.min() > _ORDINARY[0]):
         return None
-    size, array, divide_by = values.numel(), values.detach().numpy(), divisors.numpy()
-    draw, factors = _Bytes(size, generator), _BYTES * top / divisors
-    shift, fractions = draw.fractions()
-    fractions = fractions.numpy()
+    size, array, factors = (
+        values.numel(),
+        values.detach().numpy(),
+        torch.from_numpy(np.float32(_BYTES * top) / divisors),
+    )
+    draw = _Bytes(size, generator)
+    shift, table = draw.fractions()
+    fractions = table.numpy()
     most = min(size, CHUNK)
     numbers, levels = torch.empty(most), np.empty(size, dtype=np.uint8)
     units, high, low = np.empty(most, dtype=np.uint16), np.empty(most, dtype=np.uint16), np.empty(most, dtype=np.uint8)
@@ -181,7 +179,7 @@ def _round_by_bytes(
         np.less(low[:count], 2, out=is_open[:count])
         at = np.flatnonzero(is_open[:count])
         rows = at // (count // piece.rows) + piece.bucket
-        exact = array[at + piece.begin] / divide_by[rows] * np.float32(top)
+        exact = array[at + piece.begin] / divisors[rows] * np.float32(top)
         whole = np.floor(exact)
         exact -= whole
         exact -= draws[at] * np.float32(1 / _BYTES)
@@ -242,4 +240,5 @@ class _Bytes:
         because the first byte decides in 255 of 256 cases.
         """
         shift = torch.rand((), generator=self._generator)
-        return float(shift), self.next(8 * len(self._buffer)).clone()
+        words = torch.empty_like(self._buffer).random_(-(2**63), None, generator=self._generator)
+        return float(shift), words.view(torch.uint8)

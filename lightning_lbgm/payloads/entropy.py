@@ -54,10 +54,13 @@ class Table:
     def of(counts: Sequence[int]) -> Table:
         """Make the table for symbols that occur so often."""
         total = sum(counts)
-        symbols = tuple(symbol for symbol, count in enumerate(counts) if count)
-        steps = tuple(min(_FLAT - 1, round(4 * math.log2(total / counts[symbol]))) for symbol in symbols)
+        symbols = tuple([symbol for symbol, count in enumerate(counts) if count])
+        log2 = math.log2
+        steps = tuple([min(_FLAT - 1, round(4 * log2(total / counts[symbol]))) for symbol in symbols])
         coded, flat = Table(len(counts), symbols, steps), Table(len(counts), symbols, ())
-        return min(flat, coded, key=lambda table: table.num_bytes + stream_bytes(table, table.words(counts), total))
+        words = coded.words(counts)
+        is_smaller = coded.num_bytes + stream_bytes(coded, words, total) < flat.num_bytes + stream_bytes(flat, 0, total)
+        return coded if is_smaller else flat
 
     @property
     def width(self) -> int:
@@ -122,10 +125,11 @@ class Table:
     @cached_property
     def _costs(self) -> list[float]:
         """Bits of each symbol that occurs."""
+        log2, log_of_2 = math.log2, math.log(2)
         costs, start = [], 0
         for frequency in self.frequencies:
             # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
-            costs.append(_BITS - math.log2(frequency) + start / _LOW / math.log(2))
+            costs.append(_BITS - log2(frequency) + start / _LOW / log_of_2)
             start += frequency
         return costs
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_lbgm.payloads.bits import pack_integers, unpack_integers
+from lightning_lbgm.payloads.bits import pack_integers, unpack_integers, where_true
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
 from lightning_lbgm.payloads.entropy import Table, read_stream, stream_bytes, write_stream
 from lightning_lbgm.payloads.gaps import (
@@ -27,7 +27,7 @@ __all__ = ["IntegerCode", "Integers", "choose_code", "read_integers", "write_int
 _FIXED, _ENTROPY, _EXCEPTIONS = range(3)
 _ENTROPY_SHARE = 24  # below this share of exceptions, their gaps take fewer bits than an entropy code of all
 _COMPARED = 7
-_FEW = 16
+_FEW = 16  # the share of integers below which the rest are counted into bins
 _PART = 2**17  # integers that stay in the cache
 _SHARE = 8  # exceptions are kept by their indices if at most an eighth of all are
 
@@ -218,7 +218,7 @@ def _add_counts(levels: NDArray[np.int8], top: int, counts: list[int]) -> None:
         if not left:
             return
         if magnitude > 1 and _FEW * left < len(levels) and magnitude < top:
-            others = levels[np.flatnonzero(np.abs(levels) >= magnitude)]
+            others = levels[where_true(np.abs(levels) >= magnitude)]
             for index, count in enumerate(np.bincount(others + np.int8(top), minlength=2 * top + 1).tolist()):
                 counts[index] += count
             return

@@ -74,10 +74,7 @@ def _scales(values: Tensor, bucket_size: int, scale: Scale) -> Tensor:
 
 def _scale(rows: Tensor, scale: Scale) -> Tensor:
     """Return the scale of each row."""
-    if len(rows) == 1 and rows.device.type == "cpu" and rows.dtype == torch.float32:
-        array = rows.detach().numpy()
-        largest = torch.from_numpy(np.abs(np.maximum(-array.min(), array.max())).reshape(1))
-    elif len(rows) == 1:
+    if len(rows) == 1:
         least, most = torch.aminmax(rows)  # as fast as memory, unlike the largest magnitude
         largest = torch.maximum(-least, most).abs()[None]  # of zeros the sign may be negative
     else:

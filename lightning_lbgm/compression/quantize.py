@@ -151,11 +151,8 @@ def _round_by_bytes(
     divisors = np.where(of_buckets > 0, of_buckets, np.float32(1))
     if not (of_buckets.max() < _ORDINARY[1] and divisors.min() > _ORDINARY[0]):
         return None
-    size, array, factors = (
-        values.numel(),
-        values.detach().numpy(),
-        torch.from_numpy(np.float32(_BYTES * top) / divisors),
-    )
+    size, array = values.numel(), values.detach().numpy()
+    factors = torch.from_numpy(np.float32(_BYTES * top) / divisors)
     draw = _Bytes(size, generator)
     shift, table = draw.fractions()
     fractions = table.numpy()

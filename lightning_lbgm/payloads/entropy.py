@@ -54,10 +54,13 @@ class Table:
     def of(counts: Sequence[int]) -> Table:
         """Make the table for symbols that occur so often."""
         total = sum(counts)
-        symbols = tuple(symbol for symbol, count in enumerate(counts) if count)
-        steps = tuple(min(_FLAT - 1, round(4 * math.log2(total / counts[symbol]))) for symbol in symbols)
+        symbols = tuple([symbol for symbol, count in enumerate(counts) if count])
+        log2 = math.log2
+        steps = tuple([min(_FLAT - 1, round(4 * log2(total / counts[symbol]))) for symbol in symbols])
         coded, flat = Table(len(counts), symbols, steps), Table(len(counts), symbols, ())
-        return min(flat, coded, key=lambda table: table.num_bytes + stream_bytes(table, table.words(counts), total))
+        words = coded.words(counts)
+        is_smaller = coded.num_bytes + stream_bytes(coded, words, total) < flat.num_bytes + stream_bytes(flat, 0, total)
+        return coded if is_smaller else flat
 
     @property
     def width(self) -> int:
@@ -109,16 +112,26 @@ class Table:
             counts: Of all symbols of the alphabet.
             bounded: Whether the stream has at least half a bit a symbol, so that it bounds their number.
         """
-        bits, start = 0.0, 0
-        for symbol, frequency in zip(self.symbols, self.frequencies if self.steps else ()):
-            # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
-            bits += counts[symbol] * (_BITS - math.log2(frequency) + start / _LOW / math.log(2))
-            start += frequency
-        total = sum(counts)
-        words = int(bits / 16) + 1 if self.steps else 0
+        words = 0
+        if self.steps:
+            bits = 0.0
+            for symbol, cost in zip(self.symbols, self._costs):
+                bits += counts[symbol] * cost
+            words = int(bits / 16) + 1
         if bounded and (self.steps or not self.width):
-            words = max(words, -(-total // _FLOOR))
+            words = max(words, -(-sum(counts) // _FLOOR))
         return words
+
+    @cached_property
+    def _costs(self) -> list[float]:
+        """Bits of each symbol that occurs."""
+        log2, log_of_2 = math.log2, math.log(2)
+        costs, start = [], 0
+        for frequency in self.frequencies:
+            # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
+            costs.append(_BITS - log2(frequency) + start / _LOW / log_of_2)
+            start += frequency
+        return costs
 
 
 def _lanes(words: int, count: int) -> int:

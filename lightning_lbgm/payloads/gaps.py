@@ -117,14 +117,18 @@ def gaps_of(indices: Tensor) -> Tensor:
     return torch.diff(indices, prepend=indices.new_tensor([-1])) - 1
 
 
-def bit_lengths(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
+def bit_lengths(gaps: NDArray[Any]) -> NDArray[np.int64]:
     """Return the bit lengths of numbers below 2^52: the exponents of floats, which ``frexp`` takes longer to find."""
-    return np.maximum((gaps.astype(np.float64).view(np.int64) >> 52) - 1022, 0)
+    return np.maximum((gaps.astype(np.float64, copy=False).view(np.int64) >> 52) - 1022, 0)
 
 
 def count_bit_lengths(indices: Tensor, lengths: int) -> list[int]:
     """Count the bit lengths below ``lengths`` of the gaps between indices."""
-    gaps = gaps_of(indices.cpu().long()).numpy()
+    ordered = indices.cpu().numpy()
+    gaps = np.empty(len(ordered))  # as floats, for the exponents
+    gaps[:1] = ordered[:1]
+    np.subtract(ordered[1:], ordered[:-1], out=gaps[1:])
+    gaps[1:] -= 1
     counts: list[int] = np.bincount(bit_lengths(gaps), minlength=lengths).tolist()
     return counts
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_lbgm.payloads.bits import pack_integers, unpack_integers
+from lightning_lbgm.payloads.bits import pack_integers, unpack_integers, where_true
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
 from lightning_lbgm.payloads.entropy import Table, read_stream, stream_bytes, write_stream
 from lightning_lbgm.payloads.gaps import (
@@ -26,6 +27,7 @@ __all__ = ["IntegerCode", "Integers", "choose_code", "read_integers", "write_int
 _FIXED, _ENTROPY, _EXCEPTIONS = range(3)
 _ENTROPY_SHARE = 24  # below this share of exceptions, their gaps take fewer bits than an entropy code of all
 _COMPARED = 7
+_FEW = 16  # the share of integers below which the rest are counted into bins
 _PART = 2**17  # integers that stay in the cache
 _SHARE = 8  # exceptions are kept by their indices if at most an eighth of all are
 
@@ -197,12 +199,33 @@ def _read_indices(data: Reader, count: int, size: int) -> Tensor:
 def _count(levels: Tensor, top: int) -> list[int]:
     """Count the integers from -top to top."""
     if top <= _COMPARED and levels.device.type == "cpu":
-        # Comparisons are vectorised, and counting into bins is not, least of all if most go into the same one.
-        parts = [part.numpy() for part in levels.split(_PART)]
-        found = [sum(int(np.count_nonzero(part == level)) for part in parts) for level in range(-top, top)]
-        return [*found, levels.numel() - sum(found)]
-    counts: list[int] = torch.bincount(levels.view(torch.uint8), minlength=256).tolist()
-    return [counts[level & 255] for level in range(-top, top + 1)]
+        counts = [0] * (2 * top + 1)
+        for part in levels.split(_PART):
+            _add_counts(part.numpy(), top, counts)
+        return counts
+    found: list[int] = torch.bincount(levels.view(torch.uint8), minlength=256).tolist()
+    return [found[level & 255] for level in range(-top, top + 1)]
+
+
+def _add_counts(levels: NDArray[np.int8], top: int, counts: list[int]) -> None:
+    """Add how often each integer occurs.
+
+    Comparisons are vectorised, and counting into bins is not, least of all if most go into the same one: the largest
+    magnitudes are counted into bins once few are left.
+    """
+    left = len(levels)
+    for magnitude in range(top + 1):
+        if not left:
+            return
+        if magnitude > 1 and _FEW * left < len(levels) and magnitude < top:
+            others = levels[where_true(np.abs(levels) >= magnitude)]
+            for index, count in enumerate(np.bincount(others + np.int8(top), minlength=2 * top + 1).tolist()):
+                counts[index] += count
+            return
+        for level in {-magnitude, magnitude}:
+            count = int(np.count_nonzero(levels == level))
+            counts[level + top] += count
+            left -= count
 
 
 def _where_not(levels: Tensor, base: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -157,7 +158,10 @@ class Levels(Payload):
     def _decode(self, levels: Tensor, scales: Tensor) -> Tensor:
         # Divided first: the largest level is the scale itself, however large.
         wide = compute_dtype(self.dtype)
-        return levels.to(wide).div_(self.top).mul_(scales.to(wide)).to(self.dtype)
+        numbers = levels.to(wide)
+        if self.top > 1:
+            numbers.div_(self.top)
+        return numbers.mul_(scales.to(wide)).to(self.dtype)
 
     def _pieces(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield where a piece begins and ends, and its values."""
@@ -181,6 +185,8 @@ class Levels(Payload):
             out[begin:end].add_(values, alpha=alpha)
 
     def is_finite(self) -> bool:
+        if self.scales.numel() == 1:
+            return math.isfinite(self.scales)
         return bool(torch.isfinite(self.scales).all())
 
     def _dot(self, other: Payload) -> float | None:

@@ -1,5 +1,6 @@
 """Fewer bits a value and random entries: exact levels, true means, sizes by hand."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ from lightning_lbgm.compression import (
     TopK,
     as_chain,
 )
+from lightning_lbgm.compression.quantize import _round, _round_by_bytes
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.blocks import Blocks
 from lightning_lbgm.payloads.coefficients import Coefficients
@@ -216,6 +218,50 @@ def test_two_stages_of_one_chain_do_not_draw_alike():
     first = encode([RandK(0.5, unbiased=False)], values, Context(seed=0)).dense() != 0
     both = encode([RandK(0.5, unbiased=False), RandK(0.5, unbiased=False)], values, Context(seed=0)).dense() != 0
     assert int(both.sum()) < int(first.sum())
+
+
+@pytest.mark.parametrize(
+    ("stage", "bits", "digest"),
+    [
+        (Ternary(), 35_008, "8a1fa53ff041c3c4"),
+        (Ternary(8192), 43_712, "5b8ea9d85162112e"),
+        (QSGD(7), 150_688, "e9903e90fdb8de5f"),
+        (QSGD(7, 512), 223_464, "6be571544d87d6f4"),
+        (QSGD(100, 77), 696_296, "75cc10e224eb4f5a"),
+        (QSGD(3, 100_000), 83_128, "f5d1aed8a56e71ca"),
+    ],
+    ids=repr,
+)
+def test_a_seed_gives_the_same_bytes_in_every_version(stage, bits, digest):
+    rng = np.random.default_rng(0)
+    values = torch.tensor(rng.normal(size=150_001) * rng.random(150_001) ** 6, dtype=torch.float32)
+    payload = encode([stage], values, Context(2, seed=1))
+    assert payload.num_bits == bits
+    assert hashlib.sha256(payload.to_bytes()).hexdigest()[:16] == digest
+
+
+@given(
+    size=st.integers(1, 3000),
+    levels=st.integers(1, 127),
+    bucket_size=st.one_of(st.just(0), st.integers(1, 300)),
+    exponent=st.sampled_from([-28, -3, 0, 28]),
+    on_levels=st.booleans(),
+    seed=seeds,
+)
+@settings(deadline=None, max_examples=60)
+def test_rounding_by_whole_numbers_is_rounding_in_floating_point(size, levels, bucket_size, exponent, on_levels, seed):
+    rng = np.random.default_rng(seed)
+    values = torch.tensor(rng.normal(size=size), dtype=torch.float32)
+    if on_levels:
+        values = values.mul_(64).round_() / 64
+    values *= 10.0**exponent
+    bucket_size = bucket_size if bucket_size < size else 0
+    scales = torch.stack([bucket.abs().max() for bucket in values.split(bucket_size or size)])
+    one, two = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    found = _round_by_bytes(values, scales, levels, bucket_size, one)
+    assert found is not None
+    assert torch.equal(found, _round(values, scales, levels, bucket_size, two))
+    assert torch.equal(one.get_state(), two.get_state())
 
 
 def test_ternary_is_qsgd_of_one_level():

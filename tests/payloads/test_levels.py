@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.payloads.bits import where_true
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer
 from lightning_lbgm.payloads.entropy import Table, read_stream, stream_bytes, write_stream
 from lightning_lbgm.payloads.gaps import bit_lengths, count_bit_lengths, gap_bits_bytes, read_gap_bits, write_gap_bits
@@ -214,6 +215,13 @@ def test_symbols_that_are_about_as_frequent_have_a_fixed_width():
     table.write(out)
     assert out.getvalue() == bytes([0b110110, 63])
     assert Table.read(reader(out.getvalue()), 6) == table
+
+
+@given(size=st.integers(0, 200), share=st.floats(0, 1), seed=seeds)
+@settings(deadline=None, max_examples=60)
+def test_where_true_finds_the_places_in_order(size, share, seed):
+    mask = np.random.default_rng(seed).random(size) < share
+    assert where_true(mask).tolist() == [place for place in range(size) if mask[place]]
 
 
 @given(indices=st.sets(st.integers(0, 2**33), max_size=60))

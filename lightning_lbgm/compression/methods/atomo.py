@@ -24,7 +24,7 @@ class ATOMO(Stage):
     """Send ``rank`` singular components of each parameter matrix; vectors go whole.
 
     ``rank * (n + m)`` numbers for a matrix of shape (n, m), with convolution kernels of shape (out, in, kh, kw) taken
-    as (out, in * kh * kw). A matrix that this would not make smaller goes whole. Of matrices with more than 128 rows
+    as (out, in * kh * kw). A matrix that this would not make smaller goes whole. Of matrices with more than 64 rows
     and columns the largest components are found by iteration, see ``leading_directions``.
 
     Args:

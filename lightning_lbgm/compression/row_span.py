@@ -33,9 +33,16 @@ class RowSpan(Span):
     def count(self, basis: Basis, layout: Layout) -> int:
         return len(basis["payloads"]) * sum(matrix_shape(shape)[0] for shape in layout.shapes)
 
-    def dots(self, basis: Basis, update: Payload) -> Tensor:
-        dense, known = update.dense(), payloads(basis, update.layout)
-        return torch.cat([_row_products(dense, vectors, update.layout) for vectors in _decoded(known)], 1)
+    def vectors(self, basis: Basis, layout: Layout) -> list[Payload]:
+        known = payloads(basis, layout)
+        if known and layout.size <= block_size(known[0].tensors()[0]):
+            # Decoded once for both uses; of larger ones that would take too much memory.
+            return [vector if isinstance(vector, Dense) else Dense(vector.dense(), layout) for vector in known]
+        return known
+
+    def dots(self, basis: Basis, update: Payload, vectors: list[Payload] | None = None) -> Tensor:
+        dense, known = update.dense(), payloads(basis, update.layout) if vectors is None else vectors
+        return torch.cat([_row_products(dense, decoded, update.layout) for decoded in _decoded(known)], 1)
 
     def fit(self, basis: Basis, products: Tensor, update: Payload) -> tuple[float, Numbers]:
         # In NumPy, whose calls cost less: the matrices are small and many.
@@ -51,9 +58,9 @@ class RowSpan(Span):
         # coefficients as they are.
         ridge = ROUNDINGS * rank * torch.finfo(update.dtype).eps
         right = inside * scales
-        solution = np.linalg.solve(matrices + np.eye(rank) * ridge, right[:, :, None])
-        fitted = (matrices @ solution)[:, :, 0]
-        solution = solution[:, :, 0]
+        matrices[:, range(rank), range(rank)] += ridge
+        solution = np.linalg.solve(matrices, right[:, :, None])[:, :, 0]
+        fitted = right - ridge * solution  # without the ridge, what the matrices make of the solution
         error = min(1.0, max(0.0, 1 - float((solution * (2 * right - fitted)).sum()) / squared_norm))
         coefficients = (solution * scales).reshape(-1)
         held = can_hold(update.dtype, torch.from_numpy(coefficients), torch.from_numpy(norms).reshape(-1), squared_norm)
@@ -73,8 +80,10 @@ class RowSpan(Span):
         basis["gram"] = grown
         self._keep(basis, update, rank, copy)
 
-    def combination(self, basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
-        bases = payloads(basis, layout)
+    def combination(
+        self, basis: Basis, coefficients: Tensor, layout: Layout, vectors: list[Payload] | None = None
+    ) -> Payload:
+        bases = payloads(basis, layout) if vectors is None else vectors
         return RowCombination(bases, coefficients.view(-1, len(bases)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_lbgm.core.layout import Layout
-from lightning_lbgm.payloads.base import Payload
+from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.coefficients import Combination
 
 __all__ = ["ROUNDINGS", "Basis", "Numbers", "Span", "can_hold", "lbp_error", "new_basis", "payloads", "project"]
@@ -119,7 +119,10 @@ def new_basis() -> Basis:
 
 def payloads(basis: Basis, layout: Layout) -> list[Payload]:
     """Return the vectors, oldest first."""
-    return [Payload.from_state(state, layout) for state in basis["payloads"]]
+    return [
+        Dense(state["values"], layout) if state["kind"] == "Dense" else Payload.from_state(state, layout)
+        for state in basis["payloads"]
+    ]
 
 
 class Span:
@@ -129,9 +132,13 @@ class Span:
         """Return the number of coefficients of an update."""
         return len(basis["payloads"])
 
-    def dots(self, basis: Basis, update: Payload) -> Any:
+    def vectors(self, basis: Basis, layout: Layout) -> list[Payload]:
+        """Return the vectors, oldest first, for ``dots`` and ``combination`` to share."""
+        return payloads(basis, layout)
+
+    def dots(self, basis: Basis, update: Payload, vectors: list[Payload] | None = None) -> Any:
         """Return the inner products of an update with the vectors."""
-        return update.dots(payloads(basis, update.layout))
+        return update.dots(payloads(basis, update.layout) if vectors is None else vectors)
 
     def fit(self, basis: Basis, products: Any, update: Payload) -> tuple[float, Numbers]:
         """Project an update that is not zero, by its ``dots``.
@@ -172,9 +179,11 @@ class Span:
         gram.append([*products, update.squared_norm()])
         self._keep(basis, update, rank, copy)
 
-    def combination(self, basis: Basis, coefficients: Tensor, layout: Layout) -> Payload:
+    def combination(
+        self, basis: Basis, coefficients: Tensor, layout: Layout, vectors: list[Payload] | None = None
+    ) -> Payload:
         """Return the sum of the vectors times the coefficients."""
-        return Combination(payloads(basis, layout), coefficients.tolist())
+        return Combination(payloads(basis, layout) if vectors is None else vectors, coefficients.tolist())
 
     @staticmethod
     def _keep(basis: Basis, update: Payload, rank: int, copy: bool) -> None:

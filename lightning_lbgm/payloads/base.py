@@ -139,10 +139,10 @@ class Payload(ABC):
         for name in self.fields:
             value = getattr(self, name)
             for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, Payload):
-                    found += item.tensors()
-                elif isinstance(item, Tensor):
+                if isinstance(item, Tensor):
                     found.append(item)
+                elif isinstance(item, Payload):
+                    found += item.tensors()
         return found
 
     def clone(self) -> Payload:

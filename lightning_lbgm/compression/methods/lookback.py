@@ -135,7 +135,8 @@ class LookBack(Stage):
         newest: list[float] = []
         for index, part in enumerate(self._parts(update)):
             basis = lbgs.get(index)
-            products = self._span.dots(basis, part) if basis is not None else None
+            vectors = self._span.vectors(basis, part.layout) if basis is not None else []
+            products = self._span.dots(basis, part, vectors) if basis is not None else None
             error, coefficients = self._test(part, basis, products, threshold, ages.get(index, 0))
             errors.append(error)
             if coefficients is None:
@@ -147,7 +148,7 @@ class LookBack(Stage):
             else:
                 values = torch.tensor(coefficients, dtype=part.dtype, device=part.device)
                 sent.append(Coefficients(values, part.layout))
-                decoded.append(self._span.combination(lbgs[index], values, part.layout))
+                decoded.append(self._span.combination(lbgs[index], values, part.layout, vectors))
                 ages[index] = ages.get(index, 0) + 1
                 newest.append(float(coefficients[-1]))
         recycled = tuple(coefficient == coefficient for coefficient in newest)

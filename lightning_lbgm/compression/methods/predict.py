@@ -108,17 +108,18 @@ class Predict(Stage):
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
         basis = state["basis"]
         has_past, is_zero = bool(basis["payloads"]), update.is_zero()
+        vectors = self._span.vectors(basis, update.layout)
         error, found = 1.0, cast("Numbers", [])
         if has_past and not is_zero:
-            error, found = self._span.fit(basis, self._span.dots(basis, update), update)
+            error, found = self._span.fit(basis, self._span.dots(basis, update, vectors), update)
         if not len(found) and has_past:
             error, found = 0.0 if is_zero else 1.0, [0.0] * self._span.count(basis, update.layout)
         coefficients = torch.tensor(found, dtype=update.dtype, device=update.device)
-        predicted = self._predicted(coefficients, state, update.layout)
+        predicted = self._predicted(coefficients, state, update.layout, vectors)
         remainder = update.dense().clone() if predicted is None else update.dense() - predicted
         step = self.correction.encode(Dense(remainder, update.layout), state["correction"], context)
         payload = Predicted(coefficients, step.payload, update.layout)
-        total = self._remember(predicted, step.decoded, state)
+        total = self._remember(predicted, step.decoded, state, vectors)
         decision = Decision((), (error,), (), outcome="predicted")
         return Encoded(payload, decision, lambda _: total, needs_state=bool(len(found)), updates_state=True)
 
@@ -127,7 +128,9 @@ class Predict(Stage):
         if not isinstance(payload, Predicted) or payload.coefficients.numel() != wanted:
             raise MessageError(f"The message does not have the {wanted} coefficients of a prediction.")
         correction = self.correction.decode(payload.correction, state["correction"], context)
-        return self._remember(self._predicted(payload.coefficients, state, payload.layout), correction, state)
+        vectors = self._span.vectors(state["basis"], payload.layout)
+        predicted = self._predicted(payload.coefficients, state, payload.layout, vectors)
+        return self._remember(predicted, correction, state, vectors)
 
     def forget(self, state: State) -> None:
         state["basis"] = new_basis()
@@ -136,16 +139,16 @@ class Predict(Stage):
     def end_round(self, shared: State, result: RoundResult, context: Context = NO_CONTEXT) -> None:
         self.correction.end_round(shared, result, context)
 
-    def _predicted(self, coefficients: Tensor, state: State, layout: Layout) -> Tensor | None:
+    def _predicted(self, coefficients: Tensor, state: State, layout: Layout, vectors: list[Payload]) -> Tensor | None:
         """Return the prediction, a new vector; None without a past."""
         if not coefficients.numel():
             return None
         # Added to zeros, not the cached vector of a payload: it is written to.
         predicted = torch.zeros(layout.size, dtype=coefficients.dtype, device=coefficients.device)
-        self._span.combination(state["basis"], coefficients, layout).add_to(predicted)
+        self._span.combination(state["basis"], coefficients, layout, vectors).add_to(predicted)
         return predicted
 
-    def _remember(self, predicted: Tensor | None, correction: Payload, state: State) -> Payload:
+    def _remember(self, predicted: Tensor | None, correction: Payload, state: State, vectors: list[Payload]) -> Payload:
         """Add the correction to the prediction, let the sum join the span, and return it."""
         basis = state["basis"]
         if predicted is None:
@@ -154,6 +157,6 @@ class Predict(Stage):
             correction.add_to(predicted)
             total = predicted
         reconstructed = Dense(total, correction.layout)
-        products = self._span.dots(basis, reconstructed) if basis["payloads"] else None
+        products = self._span.dots(basis, reconstructed, vectors) if basis["payloads"] else None
         self._span.append(basis, reconstructed, products, self.rank, copy=False)
         return reconstructed

@@ -27,6 +27,7 @@ from lightning_lbgm import (
     Predict,
     RandK,
     SignSGD,
+    Ternary,
     TopK,
 )
 
@@ -120,7 +121,9 @@ def uplink_cost(quick: bool) -> Iterator[Row]:
         "[LookBack(0.2)]": [LookBack(0.2)],
         "[SignSGD()]": [SignSGD()],
         "[RandK(0.1)]": [RandK(0.1)],
-        "[QSGD(4)]": [QSGD(4)],
+        "[Ternary()]": [Ternary()],
+        "[QSGD(7)]": [QSGD(7)],
+        "[QSGD(7, bucket_size=512)]": [QSGD(7, bucket_size=512)],
         "EF([TopK, SignSGD])": [ErrorFeedback([TopK(0.03), SignSGD()])],
         "EF(DIANA([TopK, SignSGD]))": [ErrorFeedback(DIANA([TopK(0.03), SignSGD()]))],
         "EF([Cast, LookBack(0.9, rank=8, rowwise)])": [ErrorFeedback([Cast(), LookBack(0.9, rank=8, rowwise=True)])],

@@ -10,8 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import lightning_lbgm
-from lightning_lbgm import ATOMO, DIANA, QSGD, Cast, ErrorFeedback, LookBack, PowerSGD, Predict, RandK, SignSGD, TopK
+from lightning_lbgm import (
+    ATOMO,
+    DIANA,
+    QSGD,
+    Cast,
+    ErrorFeedback,
+    LookBack,
+    PowerSGD,
+    Predict,
+    RandK,
+    SignSGD,
+    Ternary,
+    TopK,
+)
 from lightning_lbgm.compression import Context, Stage, as_chain
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Dense
@@ -43,11 +55,13 @@ def stages() -> dict[str, Callable[[], Any]]:
     def sparse_signs() -> list[Stage]:
         return [TopK(0.03), SignSGD()]
 
-    made: dict[str, Callable[[], Any]] = {
+    return {
         "TopK(0.03)": lambda: TopK(0.03),
         "[TopK(0.03), SignSGD()]": sparse_signs,
         "SignSGD()": SignSGD,
-        "QSGD(4)": lambda: QSGD(4),
+        "Ternary()": Ternary,
+        "QSGD(7)": lambda: QSGD(7),
+        "QSGD(7, bucket_size=512)": lambda: QSGD(7, bucket_size=512),
         "RandK(0.1)": lambda: RandK(0.1),
         "RandK(0.01)": lambda: RandK(0.01),
         "Cast()": Cast,
@@ -60,9 +74,6 @@ def stages() -> dict[str, Callable[[], Any]]:
         "LookBack(0.9, rank=8)": lambda: LookBack(0.9, rank=8),
         "LookBack(0.9, rank=8, rowwise=True)": lambda: LookBack(0.9, rank=8, rowwise=True),
     }
-    if "Ternary" in lightning_lbgm.__all__:
-        made["Ternary()"] = getattr(lightning_lbgm, "Ternary")  # noqa: B009 (a stage of a later version)
-    return made
 
 
 def stage_cost(quick: bool) -> Iterator[Row]:

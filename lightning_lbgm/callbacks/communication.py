@@ -87,8 +87,6 @@ class LBGMCallback(WritingCallback):
             self._curve, self._total_curve = MetricCurve(self.monitor), MetricCurve(self.monitor)
             self._errors = ErrorMap()
         self._warned_of_rejection = False
-        strategy = strategy_of(trainer)
-        self._advice.begin(strategy.uplink, strategy.settings(), anew=trainer.global_step == 0)
 
     @override
     def on_train_batch_start(
@@ -96,7 +94,9 @@ class LBGMCallback(WritingCallback):
     ) -> None:
         if self._progress is None:  # the first round of a fit
             self._progress = ClientProgress(trainer)
-            outputs_of(trainer).log_settings(trainer, strategy_of(trainer).settings())
+            strategy = strategy_of(trainer)
+            self._advice.begin(strategy.uplink, strategy.settings(), anew=trainer.global_step == 0)
+            outputs_of(trainer).log_settings(trainer, strategy.settings())
         self._progress_at = time.monotonic()
 
     @override

@@ -22,7 +22,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser, needs_browser]
 ROOT = Path(__file__).parents[2]
 ROUNDS = 30
 CHARTS = {
-    "comm": ["uplink_bytes", "uplink_bytes_total", "uplink_floats_total", "downlink_bytes_total", "savings"],
+    "comm": [
+        "uplink_bytes",
+        "uplink_bytes_total",
+        "uplink_floats_total",
+        "downlink_bytes",
+        "downlink_bytes_total",
+        "total_bytes_total",
+        "savings",
+        "total_savings",
+    ],
     "lbgm": ["recycled_fraction", "lbp_error_mean", "threshold"],
     "fl": ["cohort_size", "update_norm", "rejected_clients"],
 }
@@ -165,7 +174,7 @@ def test_the_settings_of_a_run_are_shown(visit, driver, runs):
     assert shown() == settings
 
 
-@pytest.mark.parametrize("name", ["metric_vs_uplink.png", "lbp_error.png"])
+@pytest.mark.parametrize("name", ["metric_vs_uplink.png", "metric_vs_total.png", "lbp_error.png"])
 def test_a_figure_of_a_run_is_shown(visit, driver, save, runs, name):
     visit(f"runs/{runs['LBGM'].info.run_id}/artifacts/figures/{name}", height=800)
     find = f"return document.querySelector('img[alt=\"figures/{name}\"]')?.naturalWidth"
@@ -178,9 +187,9 @@ def test_a_figure_of_a_run_is_shown(visit, driver, save, runs, name):
 
 def test_the_clients_table_is_shown_as_a_table(visit, driver, save, runs):
     visit(f"runs/{runs['LBGM'].info.run_id}/artifacts/federated/clients.json", height=1150)
-    rows = wait_for(driver, lambda: [row for row in driver.execute_script(READ_ROWS) if len(row) == 10], "table")
+    rows = wait_for(driver, lambda: [row for row in driver.execute_script(READ_ROWS) if len(row) == 11], "table")
     assert rows[0][:4] == ["round", "client", "decision", "lbp_error"]
-    assert rows[1][:6] == ["0", "0", "refreshed", "1", "null", "2600"]  # 650 parameters in full
+    assert rows[1][:7] == ["0", "0", "refreshed", "1", "null", "2600", "2600"]  # 650 parameters in full
     save("mlflow_clients.png")
 
 

@@ -122,7 +122,8 @@ def test_checkpoints_of_version_0_1_load(tmp_path):
     }
     again = LBGMCallback()
     again.load_state_dict(old)
-    assert str(again.state_dict()) == str(ours.state_dict())
+    assert again.state_dict()["total"]["metric"] is None  # what both directions had sent was not kept
+    assert str({**again.state_dict(), "total": None}) == str({**ours.state_dict(), "total": None})
     second = ConvergenceMonitor()
     second.load_state_dict({"history": monitor.state_dict()["history"]["points"]})
     assert str(second.state_dict()) == str(monitor.state_dict())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from conftest import Recorder, TinyModule, flat_params
 from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from states import assert_same
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -222,5 +222,4 @@ def test_the_callback_keeps_its_curves(fit, tmp_path):
     a, b = callback(resumed).state_dict(), callback(unbroken).state_dict()
     assert a.pop("metric") == b.pop("metric") == "val/acc"
     assert len(b["curve"]["points"]) == 5
-    for part in b:
-        assert all(np.array_equal(a[part][name], b[part][name]) for name in b[part])
+    assert_same(a, b)

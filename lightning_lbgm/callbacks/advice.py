@@ -53,7 +53,7 @@ class Advice:
             rank_zero_warn(
                 f"Cohorts of {cohort_size} of {num_clients} clients: a client's turn comes every"
                 f" {num_clients / cohort_size:.3g} rounds in the mean, and what {stages} keeps of it is as old then."
-                " Such memories age: with cohorts of 10 % up to 4 points of accuracy were lost. A stage that keeps"
+                " Such memories age: with cohorts of 10 % up to 5 points of accuracy were lost. A stage that keeps"
                 " nothing of a client, such as `Ternary()` or `QSGD(2)`, loses less."
                 f" `{_ABSENT}` shows the rounds between two turns. See docs/choosing.md."
             )

@@ -37,13 +37,11 @@ def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
 def _broadcast_metrics(report: RoundReport) -> dict[str, float]:
     if report.broadcast is None:
         return {}
-    decision = report.broadcast.decision
-    recycled = {"lbgm/downlink_recycled_fraction": sum(decision.recycled) / len(decision.recycled)} if decision else {}
-    return {
-        "comm/downlink_error": report.broadcast.error,
-        "comm/whole_models": float(report.num_whole_models),
-        **recycled,
-    }
+    metrics = {"comm/downlink_error": report.broadcast.error, "comm/whole_models": float(report.num_whole_models)}
+    tests = report.broadcast.decision.recycled if report.broadcast.decision is not None else ()
+    if tests:  # `Predict` decides without one
+        metrics["lbgm/downlink_recycled_fraction"] = sum(tests) / len(tests)
+    return metrics
 
 
 def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:

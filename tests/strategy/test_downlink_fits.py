@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from states import assert_same
 from torch import nn
 
-from lightning_lbgm import DIANA, QSGD, Cast, ErrorFeedback, LBGMFederated, LookBack, RandK, SignSGD, TopK
+from lightning_lbgm import DIANA, QSGD, Cast, ErrorFeedback, LBGMFederated, LookBack, Predict, RandK, SignSGD, TopK
 from lightning_lbgm.protocol import HEADER_BYTES, DownlinkClient, DownlinkServer
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy import session
@@ -21,6 +21,7 @@ CHAINS = {
     "randk": [RandK(0.3)],
     "cast, lookback": [Cast(), LookBack(0.5)],
     "diana": [DIANA(TopK(0.3))],
+    "predict": [Predict(2, TopK(0.3))],
 }
 
 

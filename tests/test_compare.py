@@ -120,13 +120,16 @@ def test_the_methods_of_the_recipe_are_what_their_names_say(files):
         Path("changes.yaml").write_text(yaml.safe_dump(variant.changes))
         args = ["--config=base.yaml", "--config=changes.yaml"]
         cli = LightningCLI(compare_entry.Module, compare_entry.Data, save_config_callback=None, args=args, run=False)
-        uplinks[variant.name] = repr(cli.trainer.strategy.uplink)
+        strategy = cli.trainer.strategy
+        uplinks[variant.name] = f"{strategy.uplink!r}{strategy.downlink!r}"
     look_back = "LookBack(threshold=0.2, granularity='model')"
     assert uplinks == {
-        "FedAvg": "[]",
-        "LBGM 0.2": f"[{look_back}]",
-        "TopK 0.1": "[ErrorFeedback(TopK(fraction=0.1))]",
-        "TopK 0.1 + LBGM 0.8": f"[ErrorFeedback([TopK(fraction=0.1), {look_back.replace('0.2', '0.8')}])]",
+        "FedAvg": "[][]",
+        "LBGM 0.2": f"[{look_back}][]",
+        "TopK 0.1": "[ErrorFeedback(TopK(fraction=0.1))][]",
+        "TopK 0.1 + LBGM 0.8": f"[ErrorFeedback([TopK(fraction=0.1), {look_back.replace('0.2', '0.8')}])][]",
+        "Ternary": "[Ternary()][]",
+        "Ternary, sparse signs down": "[Ternary()][TopK(fraction=0.05), SignSGD(), Relax(factor=1.5)]",
     }
 
 

@@ -8,6 +8,7 @@ of random fractions.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,13 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_lbgm.payloads.base import Dense
+from lightning_lbgm.compression.stage import Context, Encoded
+from lightning_lbgm.core.blocks import CACHED
+from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.bits import where_true
 from lightning_lbgm.payloads.integers import Integers
-from lightning_lbgm.payloads.levels import CHUNK, Levels, compute_dtype, pieces
+from lightning_lbgm.payloads.levels import Levels, compute_dtype, pieces
 from lightning_lbgm.payloads.sparse import index_dtype
 
-__all__ = ["Scale", "quantize"]
+__all__ = ["Scale", "encode_levels", "quantize"]
 
 Scale = Literal["max", "norm"]
 
@@ -31,6 +34,13 @@ _FEW = 0.1  # share of entries that are not rounded to zero up to which they are
 _SAFE_NORM = (1e-13, 1e18)  # in single precision squares of other numbers under- or overflow
 _ORDINARY = (1e-30, 1e30)  # scales whose reciprocal times 2 ** 15 is finite and normal
 _MARGIN = 0.25  # above all round-off of a number in units of a byte, and below 1 with it
+
+
+def encode_levels(update: Payload, context: Context, top: int, bucket_size: int | None, scale: Scale) -> Encoded:
+    """Encode the numbers that an update holds by ``quantize``, with the round's randomness."""
+    generator = context.generator(update.device)
+    quantizer = partial(quantize, top=top, bucket_size=bucket_size, scale=scale, generator=generator)
+    return Encoded(update.compress(quantizer, factors=True))
 
 
 def quantize(numbers: Dense, top: int, bucket_size: int | None, scale: Scale, generator: torch.Generator) -> Levels:
@@ -65,7 +75,7 @@ def _scales(values: Tensor, bucket_size: int, scale: Scale) -> Tensor:
     if not bucket_size:
         return _scale(values[None], scale)
     rows = values.numel() // bucket_size * bucket_size
-    some = max(bucket_size, CHUNK // bucket_size * bucket_size if values.device.type == "cpu" else rows)
+    some = max(bucket_size, CACHED // bucket_size * bucket_size if values.device.type == "cpu" else rows)
     parts = [_scale(part.view(-1, bucket_size), scale) for part in values[:rows].split(some)]
     if rows < values.numel():
         parts.append(_scale(values[None, rows:], scale))
@@ -124,10 +134,10 @@ def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generat
 def _not_below(values: Tensor, factor: float, draw: _Bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return where ``|values| * factor`` is not below the bytes drawn; and these products."""
     size = len(values)
-    numbers, mask = torch.empty(min(size, CHUNK)), np.empty(min(size, CHUNK), dtype=np.bool_)
+    numbers, mask = torch.empty(min(size, CACHED)), np.empty(min(size, CACHED), dtype=np.bool_)
     found = []
-    for begin in range(0, size, CHUNK):
-        count = min(size - begin, CHUNK)
+    for begin in range(0, size, CACHED):
+        count = min(size - begin, CACHED)
         number = torch.mul(values[begin : begin + count], factor, out=numbers[:count]).abs_().numpy()
         np.less_equal(draw.next(count).numpy(), number, out=mask[:count])
         indices = where_true(mask[:count])
@@ -156,7 +166,7 @@ def _round_by_bytes(
     draw = _Bytes(size, generator)
     shift, table = draw.fractions()
     fractions = table.numpy()
-    most = min(size, CHUNK)
+    most = min(size, CACHED)
     numbers, levels = torch.empty(most), np.empty(size, dtype=np.uint8)
     units, high, low = np.empty(most, dtype=np.uint16), np.empty(most, dtype=np.uint16), np.empty(most, dtype=np.uint8)
     is_open = np.empty(most, dtype=np.bool_)
@@ -194,7 +204,7 @@ def _round(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator
     if draw is not None:
         shift, few = draw.fractions()
         fractions = (few.float() + shift).div_(_BYTES**2)
-    work = torch.empty(3, size if draw is None else min(size, CHUNK), dtype=dtype, device=device)
+    work = torch.empty(3, size if draw is None else min(size, CACHED), dtype=dtype, device=device)
     for piece in pieces(size, bucket_size, device):
         rows = piece.cut(values)
         numbers, whole, uniform = work[:, : rows.numel()].view(3, *rows.shape)
@@ -220,7 +230,7 @@ class _Bytes:
 
     def __init__(self, size: int, generator: torch.Generator) -> None:
         self._generator = generator
-        self._buffer = torch.empty(-(-min(size, CHUNK) // 8), dtype=torch.int64)
+        self._buffer = torch.empty(-(-min(size, CACHED) // 8), dtype=torch.int64)
 
     def next(self, count: int) -> Tensor:
         """Draw ``count`` bytes; the last ones are overwritten."""

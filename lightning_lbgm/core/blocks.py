@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["block_size"]
+__all__ = ["ACCELERATOR", "CACHED", "block_size"]
 
-_CACHED = 2**17  # entries: half a MB in float32
-_ACCELERATOR = 2**22
+CACHED = 2**17
+"""Entries that a CPU's cache holds: half a MB in float32."""
+ACCELERATOR = 2**22
 
 
 def block_size(tensor: Tensor) -> int:
@@ -16,4 +17,4 @@ def block_size(tensor: Tensor) -> int:
     On a CPU a temporary of M entries costs several passes over memory, for a large one is given back to the system and
     comes as new pages. On an accelerator blocks only bound the memory.
     """
-    return _CACHED if tensor.device.type == "cpu" else _ACCELERATOR
+    return CACHED if tensor.device.type == "cpu" else ACCELERATOR

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_lbgm.core.blocks import CACHED
 from lightning_lbgm.payloads.bits import pack_integers, unpack_integers, where_true
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_size
 from lightning_lbgm.payloads.entropy import Table, read_stream, stream_bytes, write_stream
@@ -28,7 +29,6 @@ _FIXED, _ENTROPY, _EXCEPTIONS = range(3)
 _ENTROPY_SHARE = 24  # below this share of exceptions, their gaps take fewer bits than an entropy code of all
 _COMPARED = 7
 _FEW = 16  # the share of integers below which the rest are counted into bins
-_PART = 2**17  # integers that stay in the cache
 _SHARE = 8  # exceptions are kept by their indices if at most an eighth of all are
 
 
@@ -200,7 +200,7 @@ def _count(levels: Tensor, top: int) -> list[int]:
     """Count the integers from -top to top."""
     if top <= _COMPARED and levels.device.type == "cpu":
         counts = [0] * (2 * top + 1)
-        for part in levels.split(_PART):
+        for part in levels.split(CACHED):
             _add_counts(part.numpy(), top, counts)
         return counts
     found: list[int] = torch.bincount(levels.view(torch.uint8), minlength=256).tolist()
@@ -232,7 +232,7 @@ def _where_not(levels: Tensor, base: int) -> Tensor:
     """Return where integers are not the base; NumPy is several times as fast on a CPU."""
     if levels.device.type != "cpu":
         return (levels != base).nonzero().view(-1)
-    return torch.from_numpy(np.flatnonzero(levels.numpy() != base))
+    return torch.from_numpy(where_true(levels.numpy() != base))
 
 
 def _width(top: int) -> int:

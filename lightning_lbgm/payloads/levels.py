@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_lbgm.core.blocks import ACCELERATOR, CACHED
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.core.numerics import is_safe
 from lightning_lbgm.payloads.base import Dense, Payload
@@ -17,13 +18,9 @@ from lightning_lbgm.payloads.codec import MessageError, Reader, Writer, varint_s
 from lightning_lbgm.payloads.integers import IntegerCode, Integers, choose_code, read_integers, write_integers
 from lightning_lbgm.payloads.sparse import Sparse
 
-__all__ = ["CHUNK", "MAX_LEVELS", "Levels", "Piece", "compute_dtype", "pieces"]
+__all__ = ["MAX_LEVELS", "Levels", "Piece", "compute_dtype", "pieces"]
 
 MAX_LEVELS = 127
-
-CHUNK = 2**17
-"""Entries handled at a time on a CPU: they stay in its cache."""
-_ACCELERATOR_CHUNK = 2**22
 
 
 class Piece(NamedTuple):
@@ -59,7 +56,7 @@ def pieces(size: int, bucket_size: int, device: torch.device, phase: int = 0) ->
         device: Where they are.
         phase: Entries of the first bucket that come before the first one here.
     """
-    chunk = CHUNK if device.type == "cpu" else _ACCELERATOR_CHUNK
+    chunk = CACHED if device.type == "cpu" else ACCELERATOR
     bucket_size, begin = bucket_size or phase + size, 0
     while begin < size:
         bucket, inside = divmod(phase + begin, bucket_size)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any
 
 from torch import Tensor
 
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer
+from lightning_lbgm.payloads.wrapped import Wrapped
 
 __all__ = ["Multiple"]
 
 _FACTOR = struct.Struct("<f")
 
 
-class Multiple(Payload):
+class Multiple(Wrapped):
     """Another payload, decoded times a factor in ``float32``: four bytes of the factor, its kind (a byte) and its body.
 
     Args:
@@ -36,22 +36,13 @@ class Multiple(Payload):
     code = 20
 
     def __init__(self, body: Payload, factor: float, layout: Layout | None = None) -> None:
-        super().__init__(body.layout if layout is None else layout)
-        self.body = body
+        super().__init__(body, layout)
         self.factor = factor
 
     @staticmethod
     def representable(factor: float) -> float:
         """Return the nearest number of ``float32``, so that both ends have the same."""
         return float(_FACTOR.unpack(_FACTOR.pack(factor))[0])
-
-    @property
-    def dtype(self) -> Any:
-        return self.body.dtype
-
-    def relabel(self, layout: Layout) -> None:
-        super().relabel(layout)
-        self.body.relabel(layout)
 
     def dense(self) -> Tensor:
         return self.body.dense() * self.factor

@@ -12,6 +12,7 @@ from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.core.numerics import times_power
 from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer
+from lightning_lbgm.payloads.wrapped import Wrapped
 
 __all__ = ["Scaled", "exponent_range"]
 
@@ -29,7 +30,7 @@ def exponent_range(dtype: torch.dtype) -> tuple[int, int]:
     return math.frexp(info.smallest_normal)[1] - 1, math.frexp(info.max)[1] - 1
 
 
-class Scaled(Payload):
+class Scaled(Wrapped):
     """Another payload, decoded times ``2 ** exponent``: two bytes of the exponent, its kind (a byte) and its body.
 
     Args:
@@ -41,17 +42,8 @@ class Scaled(Payload):
     code = 12
 
     def __init__(self, body: Payload, exponent: int, layout: Layout | None = None) -> None:
-        super().__init__(body.layout if layout is None else layout)
-        self.body = body
+        super().__init__(body, layout)
         self.exponent = exponent
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.body.dtype
-
-    def relabel(self, layout: Layout) -> None:
-        super().relabel(layout)
-        self.body.relabel(layout)
 
     def dense(self) -> Tensor:
         return self.body.dense() * 2.0**self.exponent

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_lbgm.core.layout import Layout
 from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.codec import Reader, Writer
 from lightning_lbgm.payloads.states import read_state, state_bytes, write_state
+from lightning_lbgm.payloads.wrapped import Wrapped
 
 __all__ = ["WithState"]
 
 
-class WithState(Payload):
+class WithState(Wrapped):
     """All values, and a stage's state behind them.
 
     Args:
@@ -27,17 +27,8 @@ class WithState(Payload):
     code = 21
 
     def __init__(self, body: Dense, state: Any, layout: Layout | None = None) -> None:
-        super().__init__(body.layout if layout is None else layout)
-        self.body = body
+        super().__init__(body, layout)
         self.state = state
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.body.dtype
-
-    def relabel(self, layout: Layout) -> None:
-        super().relabel(layout)
-        self.body.relabel(layout)
 
     def tensors(self) -> list[Tensor]:
         return self.body.tensors()

@@ -15,7 +15,7 @@ from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.multiple import Multiple
 from lightning_lbgm.payloads.whole import WithState
 from lightning_lbgm.protocol.broadcast import BROADCAST, as_downlink, checksum, downlink_context
-from lightning_lbgm.protocol.message import Message, MessageError, check_buffers
+from lightning_lbgm.protocol.message import Message, MessageError, check_buffers, open_message
 
 __all__ = ["DownlinkClient"]
 
@@ -87,13 +87,9 @@ class DownlinkClient:
             MessageError: If the bytes are no message, it is not for all clients, is of another size, changes something
                 else than what is held, or does not decode. What is held stays as it was.
         """
-        message = data if isinstance(data, Message) else Message.from_bytes(data, self.layout)
+        message = open_message(data, self.layout)
         if message.client_id != BROADCAST:
             raise MessageError(f"The message is of client {message.client_id}, not of the server.")
-        if message.payload.size != self.layout.size:
-            raise MessageError(
-                f"The message holds an update of {message.payload.size} entries, not {self.layout.size}."
-            )
         check_buffers(message.buffers, self._known_buffers, "DownlinkClient")
         if message.base_version == 0:
             state = self._whole(message)

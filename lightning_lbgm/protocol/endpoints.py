@@ -21,7 +21,7 @@ from lightning_lbgm.compression.context import Context, Decision, State
 from lightning_lbgm.compression.stage import Encoded, Stage
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.payloads.base import Dense, Payload
-from lightning_lbgm.protocol.message import Message, MessageError, check_buffers
+from lightning_lbgm.protocol.message import Message, MessageError, check_buffers, open_message
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 
 __all__ = ["ClientEnd", "Received", "Rejection", "ServerEnd"]
@@ -203,12 +203,8 @@ class ServerEnd:
                 the client's ``rejected``. The server is as it was before.
         """
         context = _checked(context, round_index, "ServerEnd.receive")
-        message = data if isinstance(data, Message) else Message.from_bytes(data, self.layout)
+        message = open_message(data, self.layout)
         context = replace(context, path=(message.client_id,))
-        if message.payload.size != self.layout.size:
-            raise MessageError(
-                f"The message holds an update of {message.payload.size} entries, not {self.layout.size}."
-            )
         check_buffers(message.buffers, self._buffers, "ServerEnd")
         state = self._clients.get(message.client_id) or new_state(self.uplink)
         name = f"Client {message.client_id}, message {message.sequence}:"

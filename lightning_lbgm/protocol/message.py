@@ -16,7 +16,7 @@ from lightning_lbgm.core.nested import map_leaves
 from lightning_lbgm.payloads.base import Payload
 from lightning_lbgm.payloads.codec import DTYPES, MAX_SIZE, MessageError, Reader, Writer, dtype_code, varint_size
 
-__all__ = ["HEADER_BYTES", "Message", "MessageError", "check_buffers", "count_bits"]
+__all__ = ["HEADER_BYTES", "Message", "MessageError", "check_buffers", "count_bits", "open_message"]
 
 _FORMAT_VERSION = 1
 _HAS_BUFFERS = 0x80  # in the byte of the dtype
@@ -143,6 +143,18 @@ class Message:
             payload.relabel(layout)
         buffers = _read_buffers(reader) if dtype & _HAS_BUFFERS else {}
         return Message(client_id, payload, buffers, round_index, sequence, base, state)
+
+
+def open_message(data: bytes | bytearray | memoryview | Message, layout: Layout) -> Message:
+    """Return a message of an update with these parameter tensors, from its bytes or as it is.
+
+    Raises:
+        MessageError: If the bytes are no message, or its update is of another size.
+    """
+    message = data if isinstance(data, Message) else Message.from_bytes(data, layout)
+    if message.payload.size != layout.size:
+        raise MessageError(f"The message holds an update of {message.payload.size} entries, not {layout.size}.")
+    return message
 
 
 def count_bits(bits: int, buffers: Mapping[str, Tensor]) -> int:

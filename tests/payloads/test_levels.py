@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_lbgm.core.blocks import CACHED
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.payloads.bits import where_true
 from lightning_lbgm.payloads.codec import MessageError, Reader, Writer
 from lightning_lbgm.payloads.entropy import Table, read_stream, stream_bytes, write_stream
 from lightning_lbgm.payloads.gaps import bit_lengths, count_bit_lengths, gap_bits_bytes, read_gap_bits, write_gap_bits
 from lightning_lbgm.payloads.integers import Integers, choose_code, read_integers, write_integers
-from lightning_lbgm.payloads.levels import CHUNK, Levels, pieces
+from lightning_lbgm.payloads.levels import Levels, pieces
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -243,9 +244,9 @@ def test_gaps_are_their_bit_lengths_and_the_bits_below(indices):
 
 
 @given(
-    size=st.integers(0, 3 * CHUNK),
-    bucket_size=st.one_of(st.integers(0, 50), st.integers(0, 3 * CHUNK)),
-    phase=st.integers(0, 2 * CHUNK),
+    size=st.integers(0, 3 * CACHED),
+    bucket_size=st.one_of(st.integers(0, 50), st.integers(0, 3 * CACHED)),
+    phase=st.integers(0, 2 * CACHED),
 )
 @settings(deadline=None, max_examples=60)
 def test_pieces_cover_all_entries_in_order_and_stay_within_buckets(size, bucket_size, phase):
@@ -253,7 +254,7 @@ def test_pieces_cover_all_entries_in_order_and_stay_within_buckets(size, bucket_
     end = 0
     for piece in pieces(size, bucket_size, torch.device("cpu"), phase):
         assert piece.begin == end < piece.end
-        assert piece.end - piece.begin <= CHUNK
+        assert piece.end - piece.begin <= CACHED
         length, rest = divmod(piece.end - piece.begin, piece.rows)
         assert rest == 0
         for row in {0, piece.rows - 1}:
@@ -265,9 +266,9 @@ def test_pieces_cover_all_entries_in_order_and_stay_within_buckets(size, bucket_
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5])
-@pytest.mark.parametrize("bucket_size", [0, 64, 3 * CHUNK // 2])
+@pytest.mark.parametrize("bucket_size", [0, 64, 3 * CACHED // 2])
 def test_levels_decode_add_and_multiply_in_pieces_as_a_whole(share, bucket_size):
-    size = 2 * CHUNK + 1000
+    size = 2 * CACHED + 1000
     rng = np.random.default_rng(0)
     values = np.where(rng.random(size) < share, rng.integers(-9, 10, size), 0)
     scales = rng.random(-(-size // bucket_size) if bucket_size else 1)

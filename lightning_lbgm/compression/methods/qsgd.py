@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from lightning_lbgm.compression.quantize import Scale, quantize
+from lightning_lbgm.compression.quantize import Scale, encode_levels
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, Stage, State
 from lightning_lbgm.core.layout import Layout, LayoutLike
 from lightning_lbgm.core.validation import check_count
@@ -174,8 +173,7 @@ class QSGD(Stage):
         self.scale: Scale = scale
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        generator, top = context.generator(update.device), self.levels
+        top = self.levels
         if callable(top):
             top = check_count("QSGD", "levels", top(context.round_index), 1, MAX_LEVELS)
-        quantizer = partial(quantize, top=top, bucket_size=self.bucket_size, scale=self.scale, generator=generator)
-        return Encoded(update.compress(quantizer, factors=True))
+        return encode_levels(update, context, top, self.bucket_size, self.scale)

@@ -6,9 +6,7 @@ NeurIPS 2017 (arXiv 1705.07878).
 
 from __future__ import annotations
 
-from functools import partial
-
-from lightning_lbgm.compression.quantize import quantize
+from lightning_lbgm.compression.quantize import encode_levels
 from lightning_lbgm.compression.stage import NO_CONTEXT, Context, Encoded, Stage, State
 from lightning_lbgm.core.validation import check_count
 from lightning_lbgm.payloads.base import Payload
@@ -45,6 +43,4 @@ class Ternary(Stage):
     _shown_if_set = ("bucket_size",)
 
     def encode(self, update: Payload, state: State, context: Context = NO_CONTEXT) -> Encoded:
-        generator = context.generator(update.device)
-        quantizer = partial(quantize, top=1, bucket_size=self.bucket_size, scale="max", generator=generator)
-        return Encoded(update.compress(quantizer, factors=True))
+        return encode_levels(update, context, 1, self.bucket_size, "max")

@@ -30,9 +30,6 @@ class WithState(Wrapped):
         super().__init__(body, layout)
         self.state = state
 
-    def tensors(self) -> list[Tensor]:
-        return self.body.tensors()
-
     def dense(self) -> Tensor:
         return self.body.dense()
 

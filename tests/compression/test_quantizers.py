@@ -259,7 +259,11 @@ def test_rounding_by_whole_numbers_is_rounding_in_floating_point(size, levels, b
     scales = torch.stack([bucket.abs().max() for bucket in values.split(bucket_size or size)])
     one, two = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
     found = _round_by_bytes(values, scales, levels, bucket_size, one)
-    assert found is not None
+    # Only scales far from the ends of single precision, which buckets of one entry may leave at 1e-28.
+    is_ordinary = bool(((scales == 0) | (scales > 1e-30) & (scales < 1e30)).all())
+    assert (found is not None) == is_ordinary
+    if found is None:
+        return
     assert torch.equal(found, _round(values, scales, levels, bucket_size, two))
     assert torch.equal(one.get_state(), two.get_state())
 

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
@@ -17,7 +19,7 @@ from mlflow import MlflowClient
 from recipes.compare.__main__ import METHODS, main, parse
 from recipes.compare.report import Result, draw, is_lower_better, read_result, table, write_json_lines
 from recipes.compare.runs import ChildRun, finished_children, train
-from recipes.compare.variants import Variant, make_variants
+from recipes.compare.variants import Variant, make_variants, with_seeds
 
 ROOT = Path(__file__).parent.parent
 BASE = {
@@ -100,6 +102,7 @@ def test_what_the_command_does_not_know_goes_to_the_entry(files):
     ("args", "message"),
     [
         (["--job", "2"], "unrecognized argument: --job"),
+        (["--seeds", "1", "1"], "--seeds must differ; got [1, 1]"),
         (["--jobs", "0"], "--jobs must be positive; got 0"),
         (["--config", "missing.yaml"], "missing.yaml is not a file"),
     ],
@@ -177,6 +180,10 @@ def test_curves_are_those_of_the_rounds_that_were_validated(store):
     assert read_result(client, run_id, "LBGM", "val/acc") == Result(
         "LBGM", run_id, "val/acc", 4, [2, 4], [0.5, 0.25], [404.0, 412.0], [101.0, 103.0], [1212.0, 1236.0]
     )
+    also = ["val/acc", "comm/total_bytes_total", "never/logged"]
+    assert read_result(client, run_id, "LBGM", "val/acc", also, seed=7).also == {
+        "val/acc": 0.25, "comm/total_bytes_total": 1236.0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -207,11 +214,39 @@ def test_the_table_by_hand():
     lines = table([FEDAVG, CHEAP]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == [
-        "method", "best val/acc", "last val/acc", "rounds", "uplink bytes", "uplink floats", "share", "total share"
+        "method", "best val/acc", "last val/acc", "rounds", "uplink bytes", "uplink floats", "total bytes", "share",
+        "total share",
     ]  # fmt: skip
-    assert cells[2] == ["FedAvg", "0.9000", "0.8000", "3", "12,000", "3,000", "100.0%", "100.0%"]
-    assert cells[3] == ["cheap", "0.7500", "0.7500", "3", "4,008", "1,002", "33.4%", "25.0%"]
+    assert cells[2] == ["FedAvg", "0.9000", "0.8000", "3", "12,000", "3,000", "24,000", "100.0%", "100.0%"]
+    assert cells[3] == ["cheap", "0.7500", "0.7500", "3", "4,008", "1,002", "6,000", "33.4%", "25.0%"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_several_seeds_are_one_row_and_one_curve():
+    """Means by hand: best of 0.9 and 0.7, last of 0.8 and 0.7, uplink of 12,000 and 8,000, at the rounds of both."""
+    one = replace(FEDAVG, seed=0, also={"clients/val/acc_worst": 0.5})
+    two = Result(
+        "FedAvg", "1", "val/acc", 3, [1, 3], [0.4, 0.7], [4e3, 8e3], [1e3, 2e3], [8e3, 20e3], {"a": 0.25}, seed=1
+    )
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table([one, two, CHEAP]).splitlines()]
+    assert len(cells) == 4
+    assert cells[0][3:5] == ["last clients/val/acc_worst", "last a"]
+    assert cells[2][:3] == ["FedAvg", "0.8000 ± 0.1000", "0.7500 ± 0.0500"]
+    assert cells[2][5:] == ["3", "10,000", "2,500", "22,000", "100.0%", "100.0%"]
+    assert cells[3][3:] == ["nan", "nan", "3", "4,008", "1,002", "6,000", "40.1%", "27.3%"]
+    (line, _) = draw([one, two, CHEAP])["metric_vs_total.png"].axes[0].lines
+    assert line.get_xydata() == pytest.approx(np.array([[8e3, 0.45], [22e3, 0.75]]))
+
+
+def test_each_variant_runs_with_each_seed():
+    variants = with_seeds([Variant("a b", ()), Variant("c", ())], [3, 4])
+    assert [(v.name, v.run_name, v.file_name, v.options) for v in variants[:2]] == [
+        ("a b", "a b, seed 3", "a_b_seed_3", ("--seed_everything=3",)),
+        ("a b", "a b, seed 4", "a_b_seed_4", ("--seed_everything=4",)),
+    ]
+    assert [v.name for v in variants] == ["a b", "a b", "c", "c"]
+    assert variants[0].fingerprint("e", []) != variants[1].fingerprint("e", [])
+    assert with_seeds([Variant("c", ())], []) == [Variant("c", ())]
 
 
 def test_the_best_of_a_loss_is_the_smallest():
@@ -344,11 +379,11 @@ def test_three_configs_two_at_a_time_one_of_which_fails_and_is_mended(files):
     """21 parameters of 4 bytes, 4 clients: FedAvg sends 336 bytes a round, LBGM at threshold 1 that once, then 16."""
     methods = {"FedAvg": uplink(), "broken": {"model": {"fail_at": 2}}, "LBGM": LBGM}
     Path("methods.yaml").write_text(yaml.safe_dump(methods, sort_keys=False))
-    args = ("--base", "base.yaml", "--methods", "methods.yaml", "--jobs", "2", "--trainer.max_epochs=5")
+    args = ("--base", "base.yaml", "--methods", "methods.yaml", "--jobs", "2", "--trainer.max_epochs=5", "--seeds", "1")
     done = compare(files, *args)
     assert done.returncode == 1, done.stderr
     assert "[3/3]" in done.stderr
-    assert "broken: failed: RuntimeError: ordered to fail" in done.stdout
+    assert "broken, seed 1: failed: RuntimeError: ordered to fail" in done.stdout
 
     client = MlflowClient(f"sqlite:///{files / 'out' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("compare").experiment_id
@@ -356,7 +391,7 @@ def test_three_configs_two_at_a_time_one_of_which_fails_and_is_mended(files):
     parent = runs.pop("compare")
     assert parent.info.status == "FAILED"
     assert {name: run.info.status for name, run in runs.items()} == {
-        "FedAvg": "FINISHED", "LBGM": "FINISHED", "broken": "FAILED"
+        "FedAvg, seed 1": "FINISHED", "LBGM, seed 1": "FINISHED", "broken, seed 1": "FAILED"
     }  # fmt: skip
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
 
@@ -365,7 +400,7 @@ def test_three_configs_two_at_a_time_one_of_which_fails_and_is_mended(files):
     assert fedavg["round"] == lbgm["round"] == [1, 2, 3, 4, 5]
     assert fedavg["uplink_bytes"] == [336.0 * n for n in range(1, 6)]
     assert lbgm["uplink_floats"] == [84.0 + 4 * n for n in range(5)]
-    assert fedavg["value"][-1] == pytest.approx(runs["FedAvg"].data.metrics["val/acc"])
+    assert fedavg["value"][-1] == pytest.approx(runs["FedAvg, seed 1"].data.metrics["val/acc"])
     assert f"{(336 + 64) / (5 * 336):.1%} |" in done.stdout
     artifacts = {a.path for folder in (None, "figures") for a in client.list_artifacts(parent.info.run_id, folder)}
     assert artifacts == {

@@ -3,6 +3,7 @@
     python -m recipes.compare --base recipes/paper/fmnist_fcn_noniid.yaml
     python -m recipes.compare --base BASE.yaml --config recipes/paper/methods/*.yaml --jobs 2 --trainer.max_epochs=20
     python -m recipes.compare --config A.yaml B.yaml --entry recipes.mnist
+    python -m recipes.compare --base BASE.yaml --seeds 0 1 2 --also clients/val/acc_mean clients/val/acc_worst
 
 Each is a LightningCLI config, trained as ``python -m ENTRY fit --config BASE --config CONFIG`` in a process of its own
 with one thread, as a child of one MLflow run. What this command does not know, such as --trainer.max_epochs=20, goes to
@@ -28,7 +29,7 @@ from mlflow.exceptions import MlflowException
 
 from recipes.compare.report import Result, draw, read_result, table, write_json_lines
 from recipes.compare.runs import ChildRun, finished_children, train
-from recipes.compare.variants import Variant, make_variants
+from recipes.compare.variants import Variant, make_variants, with_seeds
 
 METHODS = Path(__file__).parent / "methods.yaml"
 _LINES_OF_LOG = 12
@@ -51,6 +52,8 @@ def parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[Variant]
     )
     add("--entry", default="recipes.paper", help="module that is a LightningCLI (default: %(default)s)")
     add("--metric", default="val/acc", help="what to compare (default: %(default)s)")
+    add("--also", nargs="+", action="extend", default=[], metavar="METRIC", help="further metrics for the table")
+    add("--seeds", type=int, nargs="+", default=[], help="seeds, each a run of each config; default: the configs'")
     add("--jobs", type=int, default=1, help="configs trained at a time (default: %(default)s)")
     add("--output", type=Path, default=Path("outputs/compare"), help="folder for results (default: %(default)s)")
     add("--experiment", default="compare", help="MLflow experiment (default: %(default)s)")
@@ -63,13 +66,15 @@ def parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[Variant]
             parser.error(f"unrecognized argument: {option}")
     if namespace.jobs < 1:
         parser.error(f"--jobs must be positive; got {namespace.jobs}")
+    if len(set(namespace.seeds)) < len(namespace.seeds):
+        parser.error(f"--seeds must differ; got {namespace.seeds}")
     if namespace.base and not namespace.config and not namespace.methods:
         namespace.methods = METHODS
     try:
         variants = make_variants(namespace.base, namespace.config, namespace.methods)
     except ValueError as error:
         parser.error(str(error))
-    return namespace, variants, options
+    return namespace, with_seeds(variants, namespace.seeds), options
 
 
 class Comparison:
@@ -83,7 +88,8 @@ class Comparison:
 
     def __init__(self, namespace: argparse.Namespace, variants: Sequence[Variant], options: Sequence[str]) -> None:
         self.variants, self.options, self.entry = variants, options, namespace.entry
-        self.metric, self.jobs, self.output = namespace.metric, namespace.jobs, namespace.output
+        self.metric, self.also = namespace.metric, namespace.also
+        self.jobs, self.output = namespace.jobs, namespace.output
         self.output.mkdir(parents=True, exist_ok=True)
         self.tracking_uri = namespace.tracking_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.client = MlflowClient(self.tracking_uri)
@@ -114,18 +120,19 @@ class Comparison:
         for variant in self.variants:
             run_id = find(variant)
             if run_id:
-                self.run_ids[variant.name] = run_id
-                _say(f"{variant.name}: finished before")
+                self.run_ids[variant.run_name] = run_id
+                _say(f"{variant.run_name}: finished before")
             else:
                 waiting.append(lambda variant=variant: self._child(variant))
         train(waiting, self.jobs, self._on_end, self._on_poll)
         results = []
         for variant in self.variants:
-            if variant.name in self.run_ids:
+            run_id = self.run_ids.get(variant.run_name)
+            if run_id is not None:
                 try:
-                    results.append(read_result(self.client, self.run_ids[variant.name], variant.name, self.metric))
+                    results.append(read_result(self.client, run_id, variant.name, self.metric, self.also, variant.seed))
                 except ValueError as error:
-                    self.failed[variant.name] = str(error)
+                    self.failed[variant.run_name] = str(error)
         return results
 
     def write(self, results: Sequence[Result]) -> None:
@@ -141,11 +148,11 @@ class Comparison:
             figure.savefig(self.output / "figures" / name)
 
     def _child(self, variant: Variant) -> ChildRun:
-        _say(f"{variant.name}: starts")
+        _say(f"{variant.run_name}: starts")
         return ChildRun(self.client, self.parent, variant, self.entry, self.options, self.tracking_uri, self.output)
 
     def _on_end(self, child: ChildRun, succeeded: bool) -> None:
-        name = child.variant.name
+        name = child.variant.run_name
         seconds = time.perf_counter() - child.begin
         if succeeded:
             self.run_ids[name] = child.run_id
@@ -163,7 +170,7 @@ class Comparison:
         """Show on a terminal which round each is at."""
         if sys.stderr.isatty() and running and time.monotonic() - self._lived_at > _LIVE_SECONDS:
             self._lived_at = time.monotonic()
-            rounds = ", ".join(f"{child.variant.name}: round {child.rounds}" for child in running)
+            rounds = ", ".join(f"{child.variant.run_name}: round {child.rounds}" for child in running)
             sys.stderr.write(f"\r\033[K{rounds}"[:160])
             sys.stderr.flush()
 

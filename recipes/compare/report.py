@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ class Result:
         uplink_bytes: Bytes that the clients had sent by then.
         uplink_floats: The same in floats of 32 bits, the unit of the paper's figures.
         total_bytes: Bytes sent in both directions by then.
+        also: The last value of each further metric, by name; NaN if it was never logged.
+        seed: The run's seed, if several were asked for.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Result:
     uplink_bytes: list[float]
     uplink_floats: list[float]
     total_bytes: list[float]
+    also: dict[str, float] = field(default_factory=dict)
+    seed: int | None = None
 
     @property
     def best(self) -> float:
@@ -62,8 +67,18 @@ def is_lower_better(metric: str) -> bool:
     return any(word in metric.lower() for word in ("loss", "err", "mse", "mae", "perplexity"))
 
 
-def read_result(client: MlflowClient, run_id: str, name: str, metric: str) -> Result:
+def read_result(
+    client: MlflowClient, run_id: str, name: str, metric: str, also: Sequence[str] = (), seed: int | None = None
+) -> Result:
     """Read a run's curves off the histories of its metrics.
+
+    Args:
+        client: The store.
+        run_id: The run.
+        name: The variant's name.
+        metric: What is compared.
+        also: Further metrics, of which the last value is read.
+        seed: The run's seed, if several were asked for.
 
     Raises:
         ValueError: If it has not logged the metric, or no uplink bytes.
@@ -78,6 +93,7 @@ def read_result(client: MlflowClient, run_id: str, name: str, metric: str) -> Re
         missing = metric if sent else _BYTES
         logged = ", ".join(sorted(client.get_run(run_id).data.metrics)) or "nothing"
         raise ValueError(f"{name} did not log {missing!r}; it logged {logged}. Choose another with --metric.")
+    found = {key: client.get_metric_history(run_id, key) for key in also}
     last = [max(s for s in sent if s <= step) for step in steps]
     return Result(
         name=name,
@@ -89,29 +105,48 @@ def read_result(client: MlflowClient, run_id: str, name: str, metric: str) -> Re
         uplink_bytes=[sent[step] for step in last],
         uplink_floats=[floats[step] for step in last],
         total_bytes=[total.get(step, float("nan")) for step in last],
+        also={key: max(history, key=lambda point: point.step).value for key, history in found.items() if history},
+        seed=seed,
     )
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return the results as a Markdown table; shares are of the first one's uplink, and of its bytes in all."""
-    metric = results[0].metric
+    """Return the results as a Markdown table; shares are of the first one's uplink, and of its bytes in all.
+
+    Of several seeds it has the mean, of metrics with the widest distance from it, and of bytes the mean.
+    """
+    first, metric, also = results[0], results[0].metric, list(dict.fromkeys(key for r in results for key in r.also))
     heads = (
         "method",
         f"best {metric}",
         f"last {metric}",
+        *(f"last {key}" for key in also),
         "rounds",
         "uplink bytes",
         "uplink floats",
+        "total bytes",
         "share",
         "total share",
     )
     rows = [heads, ("---", *["---:"] * (len(heads) - 1))]
-    for result in results:
-        sent, first = result.uplink_bytes[-1], results[0].uplink_bytes[-1]
-        share = f"{sent / first:.1%}" if first else ""
-        total_share = f"{result.total_bytes[-1] / results[0].total_bytes[-1]:.1%}" if first else ""
-        counts = (f"{result.rounds}", f"{sent:,.0f}", f"{result.uplink_floats[-1]:,.0f}", share, total_share)
-        rows.append((result.name, f"{result.best:.4f}", f"{result.value[-1]:.4f}", *counts))
+    groups = _by_name(results)
+    base_uplink, base_total = (_mean(groups[first.name], key) for key in (_last_uplink, _last_total))
+    for name, runs in groups.items():
+        uplink, total = _mean(runs, _last_uplink), _mean(runs, _last_total)
+        rows.append(
+            (
+                name,
+                _spread([run.best for run in runs]),
+                _spread([run.value[-1] for run in runs]),
+                *(_spread([run.also.get(key, float("nan")) for run in runs]) for key in also),
+                f"{max(run.rounds for run in runs)}",
+                f"{uplink:,.0f}",
+                f"{_mean(runs, lambda run: run.uplink_floats[-1]):,.0f}",
+                f"{total:,.0f}",
+                f"{uplink / base_uplink:.1%}" if base_uplink else "",
+                f"{total / base_total:.1%}" if base_total else "",
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
     lines = [
         " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
@@ -120,16 +155,48 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def _by_name(results: Sequence[Result]) -> dict[str, list[Result]]:
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.name, []).append(result)
+    return groups
+
+
+def _last_uplink(result: Result) -> float:
+    return result.uplink_bytes[-1]
+
+
+def _last_total(result: Result) -> float:
+    return result.total_bytes[-1]
+
+
+def _mean(runs: Sequence[Result], value: Callable[[Result], float]) -> float:
+    return statistics.fmean(map(value, runs))
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Show the mean, and of several values the widest distance from it."""
+    mean = statistics.fmean(values)
+    return f"{mean:.4f}" if len(values) == 1 else f"{mean:.4f} ± {max(abs(value - mean) for value in values):.4f}"
+
+
+def _mean_curve(runs: Sequence[Result], across: Callable[[Result], Sequence[float]]) -> list[tuple[float, float]]:
+    """Return the points of the mean over seeds, at the rounds that all of them have."""
+    points = [dict(zip(run.round, zip(across(run), run.value))) for run in runs]
+    rounds = sorted(set(points[0]).intersection(*points[1:]))
+    return [(statistics.fmean(p[r][0] for p in points), statistics.fmean(p[r][1] for p in points)) for r in rounds]
+
+
 def draw(results: Sequence[Result]) -> dict[str, Figure]:
-    """Draw the metric against rounds, against uplink bytes and against those of both directions, by file name."""
-    metric = results[0].metric
-    rounds = {r.name: list(zip(r.round, r.value)) for r in results}
-    uplink = {r.name: list(zip(r.uplink_bytes, r.value)) for r in results}
-    total = {r.name: list(zip(r.total_bytes, r.value)) for r in results}
+    """Draw the metric against rounds, uplink bytes and bytes of both directions, by file name; of seeds the mean."""
+    metric, groups = results[0].metric, _by_name(results)
+    rounds = {name: _mean_curve(runs, lambda run: run.round) for name, runs in groups.items()}
+    uplink = {name: _mean_curve(runs, lambda run: run.uplink_bytes) for name, runs in groups.items()}
+    total = {name: _mean_curve(runs, lambda run: run.total_bytes) for name, runs in groups.items()}
     return {
         "metric_vs_rounds.png": draw_metric_against_rounds(rounds, metric),
-        "metric_vs_uplink.png": draw_metric_against_uplink(uplink, metric, log_scale=len(results) > 1),
-        "metric_vs_total.png": draw_metric_against_total(total, metric, log_scale=len(results) > 1),
+        "metric_vs_uplink.png": draw_metric_against_uplink(uplink, metric, log_scale=len(groups) > 1),
+        "metric_vs_total.png": draw_metric_against_total(total, metric, log_scale=len(groups) > 1),
     }
 
 

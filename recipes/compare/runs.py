@@ -51,7 +51,7 @@ class ChildRun:
     ) -> None:
         self.client, self.variant = client, variant
         tags = {MLFLOW_PARENT_RUN_ID: parent.info.run_id, _FINGERPRINT: variant.fingerprint(entry, options)}
-        run = client.create_run(parent.info.experiment_id, tags=tags, run_name=variant.name)
+        run = client.create_run(parent.info.experiment_id, tags=tags, run_name=variant.run_name)
         self.run_id: str = run.info.run_id
         self.log = output / "logs" / f"{variant.file_name}.log"
         self.begin = time.perf_counter()
@@ -61,6 +61,7 @@ class ChildRun:
             *(f"--config={path}" for path in configs),
             "--trainer.enable_progress_bar=false",
             *options,
+            *variant.options,
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._file: IO[bytes] | None = None

@@ -6,12 +6,12 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
-__all__ = ["Variant", "make_variants"]
+__all__ = ["Variant", "make_variants", "with_seeds"]
 
 
 @dataclass(frozen=True)
@@ -22,21 +22,38 @@ class Variant:
         name: Its name in table, figures and MLflow.
         configs: Files of settings for a LightningCLI, each over the one before.
         changes: Settings over those of the files, nested as they are there.
+        seed: The run's seed; None: that of the files.
     """
 
     name: str
     configs: tuple[Path, ...]
     changes: dict[str, object] | None = None
+    seed: int | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Its name and, if it has one, its seed."""
+        return self.name if self.seed is None else f"{self.name}, seed {self.seed}"
 
     @property
     def file_name(self) -> str:
-        """The name as a part of file names: only letters, digits, dots, hyphens and underscores."""
-        return re.sub(r"[^\w.-]+", "_", self.name)
+        """The run's name as a part of file names: only letters, digits, dots, hyphens and underscores."""
+        return re.sub(r"[^\w.-]+", "_", self.run_name)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What it adds to the command line."""
+        return () if self.seed is None else (f"--seed_everything={self.seed}",)
 
     def fingerprint(self, entry: str, options: Sequence[str]) -> str:
         """Return what changes where the run would: with the entry, an option, or what a file holds."""
         texts = [path.read_text() for path in self.configs]
-        return hashlib.sha256(json.dumps([entry, texts, self.changes, *options]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([entry, texts, self.changes, *options, *self.options]).encode()).hexdigest()
+
+
+def with_seeds(variants: Sequence[Variant], seeds: Sequence[int]) -> list[Variant]:
+    """Return each variant once with each seed; as they are if there is none."""
+    return [replace(variant, seed=seed) for variant in variants for seed in seeds] if seeds else list(variants)
 
 
 def make_variants(base: Path | None, configs: Sequence[Path], methods: Path | None) -> list[Variant]:

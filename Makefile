@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+FRESH := .venv-dist
 
-.PHONY: demo test lint types tests docs fuzz test-oldest bench gpu browser screenshots clean
+.PHONY: demo test lint types tests docs fuzz test-oldest bench gpu dist browser screenshots clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python recipes/quickstart.py
@@ -42,6 +43,17 @@ bench: $(VENV)/.installed
 gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.gpu
 
+# A release: wheel and sdist in dist/, and the quickstart run by what the wheel installs into an environment of its own.
+dist: $(VENV)/.installed-dev
+	rm -rf dist $(FRESH)
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/python -m pip install --quiet "$$(ls "$(CURDIR)"/dist/*.whl)[cli]"
+	mkdir -p outputs/dist
+	cd outputs/dist && "$(CURDIR)/$(FRESH)/bin/python" "$(CURDIR)/recipes/quickstart.py"
+	cd outputs/dist && "$(CURDIR)/$(FRESH)/bin/python" -c "import lightning_lbgm as l; print(l.__version__, l.__file__)"
+	rm -rf $(FRESH)
+
 # For the tests that look at pages; where it cannot be installed they are skipped.
 browser:
 	command -v chromium && command -v chromedriver || { test "$$(id -u)" = 0 && apt-get update -qq && \
@@ -69,4 +81,4 @@ $(OLDEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(FRESH) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -18,17 +18,11 @@ from lightning_lbgm.data.chance import client_chances
 
 __all__ = ["Availability", "AvailabilityLike", "as_availability"]
 
-AvailabilityLike = (
-    float
-    | Callable[[int, int], float]
-    | dict[int, list[tuple[int, int]]]
-    | list[list[int]]
-    | np.ndarray[Any, Any]
-    | Tensor
-    | str
-    | os.PathLike[str]
-    | None
-)
+_InConfigs = float | Callable[[int, int], float] | dict[int, list[tuple[int, int]]] | list[list[int]] | str | None
+if TYPE_CHECKING:
+    AvailabilityLike = _InConfigs | os.PathLike[str] | np.ndarray[Any, Any] | Tensor
+else:  # for a LightningCLI, which takes the path of a file to be an object's config if an object is allowed
+    AvailabilityLike = _InConfigs
 """What ``LBGMFederated(availability=...)`` takes."""
 
 _FORMS = (

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lightning_lbgm import Dropout, PowerOfChoice, SizeSampler, UniformSampler
 from lightning_lbgm.data import Participation, Turnout, sample_cohort
 
-ROUNDS = 2000
+ROUNDS = 1000
 
 
 class Clients:

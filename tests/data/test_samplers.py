@@ -12,7 +12,7 @@ from lightning_lbgm import PowerOfChoice, SizeSampler, UniformSampler
 from lightning_lbgm.data import Draw, Participation, sample_cohort
 from lightning_lbgm.data.samplers import as_sampler
 
-ROUNDS = 3000
+ROUNDS = 2000
 
 
 def draw(round_index=0, clients=(0, 1, 2, 3), size=2, sizes=(10, 20, 30, 40), num_clients=4, seed=3):

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
         Ternary,
         TopK,
     )
-    from lightning_lbgm.data import DirichletPartitioner, IIDPartitioner, NaturalPartitioner, PathologicalPartitioner
+    from lightning_lbgm.data import (
+        DirichletPartitioner,
+        Dropout,
+        IIDPartitioner,
+        NaturalPartitioner,
+        PathologicalPartitioner,
+        PowerOfChoice,
+        Sampler,
+        SizeSampler,
+        UniformSampler,
+    )
     from lightning_lbgm.server import CoordinateMedian, WeightedMean
     from lightning_lbgm.strategy.federated import LBGMFederated
 
@@ -43,6 +53,7 @@ __all__ = [
     "ConvergenceMonitor",
     "CoordinateMedian",
     "DirichletPartitioner",
+    "Dropout",
     "ErrorFeedback",
     "FedProx",
     "FederatedCallback",
@@ -54,14 +65,18 @@ __all__ = [
     "LookBack",
     "NaturalPartitioner",
     "PathologicalPartitioner",
+    "PowerOfChoice",
     "PowerSGD",
     "Predict",
     "RandK",
     "Relax",
+    "Sampler",
     "SignSGD",
+    "SizeSampler",
     "TargetSavings",
     "Ternary",
     "TopK",
+    "UniformSampler",
     "WeightedMean",
     "__version__",
 ]
@@ -76,7 +91,18 @@ _ROOMS = {
     "LBGMFederated": "strategy.federated",
     **dict.fromkeys(("CoordinateMedian", "WeightedMean"), "server"),
     **dict.fromkeys(
-        ("DirichletPartitioner", "IIDPartitioner", "NaturalPartitioner", "PathologicalPartitioner"), "data"
+        (
+            "DirichletPartitioner",
+            "Dropout",
+            "IIDPartitioner",
+            "NaturalPartitioner",
+            "PathologicalPartitioner",
+            "PowerOfChoice",
+            "Sampler",
+            "SizeSampler",
+            "UniformSampler",
+        ),
+        "data",
     ),
 }
 

@@ -23,9 +23,11 @@ from lightning_lbgm import (
     QSGD,
     ConvergenceMonitor,
     DirichletPartitioner,
+    Dropout,
     ErrorFeedback,
     LBGMFederated,
     LookBack,
+    PowerOfChoice,
     TargetSavings,
     TopK,
 )
@@ -103,8 +105,9 @@ def summary(trainer: pl.Trainer, module: pl.LightningModule, recorder: Recorder)
         "buffers": dict(module.named_buffers()),
         "frozen": {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad},
         "cohorts": [[c.client_id for c in r.clients] for r in recorder.reports],
+        "dropped": [[(c.client_id, c.downlink_bits) for c in r.dropped] for r in recorder.reports],
         "outcomes": [[c.outcome for c in r.clients] for r in recorder.reports],
-        "errors": torch.tensor([[c.lbp_error for c in r.clients] for r in recorder.reports]),
+        "errors": torch.tensor([c.lbp_error for r in recorder.reports for c in r.clients]),
         "ledger": strategy.ledger.state_dict(),
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
         "round_metrics": recorder.callback_metrics,
@@ -194,6 +197,18 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
     strategy = LBGMFederated(num_clients=5, clients_per_round=3, uplink=[TopK(0.5)], downlink=down, seed=2)
     results["downlink"] = run(folder, devices, NoisyModule(), strategy, max_epochs=6)
     results["downlink"].pop("trainer")
+
+    # Who takes part: more ranks than clients, and rounds without any; what the sampler learns is the same on all ranks,
+    # and what a function says is the first one's.
+    torch.manual_seed(3)
+    strategy = LBGMFederated(
+        num_clients=7, partitioner=DirichletPartitioner(0.5), clients_per_round=3, uplink=[TopK(0.5), LookBack(0.6)],
+        downlink=[TopK(0.3)], sampler=PowerOfChoice(5), over_select=1.4, dropout=Dropout(0.1, 0.3), seed=2,
+        availability=lambda round_index, client_id: 0.7 * (round_index not in (2, 3)) + 0.01 * rank,
+    )  # fmt: skip
+    results["turnout"] = run(folder, devices, TinyModule(), strategy, max_epochs=8)
+    results["turnout"].pop("trainer")
+    results["sampling"] = strategy._federation.sampling
 
     # A loader for each client, one of them with a worker.
     torch.manual_seed(3)

@@ -135,6 +135,50 @@ def test_the_settings_of_the_uplink_family_come_from_a_config(tmp_path):
     )
 
 
+def every_second(round_index: int, client_id: int) -> bool:
+    """An availability that a config names by its import path."""
+    return (round_index + client_id) % 2 == 0
+
+
+def first_two(round_index: int, clients: tuple[int, ...], rng: object) -> tuple[int, ...]:
+    """A sampler that a config names by its import path."""
+    return clients[:2]
+
+
+def risky(round_index: int, client_id: int) -> float:
+    """A drop-out that a config names by its import path."""
+    return 0.5 if client_id else 0.0
+
+
+def test_who_takes_part_comes_from_a_config(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("1,1,0,1,1,0\n0,1,1,1,1,1\n")
+    samplers = [
+        {"class_path": "lightning_lbgm.PowerOfChoice", "init_args": {"d": 4}},
+        {"class_path": "lightning_lbgm.SizeSampler"},
+        {"class_path": "lightning_lbgm.UniformSampler"},
+        "test_cli.first_two",
+        None,
+    ]
+    available = [0.9, "test_cli.every_second", str(trace), [[1, 1, 0, 1, 0, 1]], {0: [[0, 2]], 2: [[0, 1], [1, 3]]}]
+    dropouts = [0.1, "test_cli.risky", {"before": 0.1, "after": 0.2}, {"after": 0.3}, None]
+    shown = []
+    for sampler, availability, dropout in zip(samplers, available, dropouts):
+        settings = {"num_clients": 6, "clients_per_round": 2, "over_select": 1.5, "deadline": 4, "seed": 0}
+        rules = {"sampler": sampler, "availability": availability, "dropout": dropout}
+        strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {**settings, **rules}}
+        trained = run(tmp_path, strategy).trainer.strategy
+        assert trained.round_index == 2
+        shown.append([trained.settings().get(name) for name in ("sampler", "availability", "dropout")])
+        assert (trained.settings()["over_select"], trained.settings()["deadline"]) == (1.5, 4)
+    assert [row[0] for row in shown] == ["PowerOfChoice(d=4)", "SizeSampler()", "UniformSampler()", "first_two()", None]
+    assert [row[1] for row in shown] == [0.9, "every_second()", repr(str(trace)), "<list>", "<dict>"]
+    assert [row[2] for row in shown] == [
+        "Dropout(before=0.0, after=0.1)", "risky()", "Dropout(before=0.1, after=0.2)", "Dropout(before=0.0, after=0.3)",
+        None,
+    ]  # fmt: skip
+
+
 def test_the_settings_name_the_server_optimizer_of_a_config(tmp_path):
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "momentum": 0.9}}
     strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {"server_optimizer": optimizer}}

@@ -17,6 +17,7 @@ __all__ = ["Advice", "keeps_memory"]
 _RARE = 0.3  # share of the clients in a cohort below which a client's memory is old when its turn comes
 _ROUNDS = 20  # without a test that recycled
 _ABSENT = "fl/rounds_absent_mean"
+_MISSING = ("availability", "deadline", "dropout")  # settings with which a client may miss a round of all
 
 
 class Advice:
@@ -47,7 +48,11 @@ class Advice:
         self._said_of_look_back = False
         self._reset()
         cohort_size, num_clients = settings["clients_per_round"], settings["num_clients"]
-        self._is_partial, self._keeps_memory = cohort_size < num_clients, keeps_memory(uplink)
+        missing = any(name in settings for name in _MISSING)
+        self._is_partial, self._keeps_memory = missing or cohort_size < num_clients, keeps_memory(uplink)
+        available = settings.get("availability")
+        if isinstance(available, float):  # else unknown how many are
+            cohort_size = min(cohort_size, max(1, round(available * num_clients)))
         if self._keeps_memory and cohort_size < _RARE * num_clients:
             stages = ", ".join(repr(stage) for stage in uplink.stages if keeps_memory(stage))
             rank_zero_warn(

@@ -14,6 +14,7 @@ _EXAMPLES = {
     "correction": "TopK(0.02)",
     "stage": "TopK(0.02)",
     "mu": "0.1",
+    "d": "20",
 }
 
 

@@ -1,13 +1,16 @@
 """Data partitioning over clients, and the rounds drawn from the partition."""
 
+from lightning_lbgm.data.availability import Availability
 from lightning_lbgm.data.batches import BatchPlan
 from lightning_lbgm.data.bulk import bulk_reader
 from lightning_lbgm.data.client_loaders import LoaderFeed
 from lightning_lbgm.data.cohort import resolve_cohort_size, sample_cohort
 from lightning_lbgm.data.collection import TrainLoaders
+from lightning_lbgm.data.dropout import Dropout
 from lightning_lbgm.data.feed import ClientFeed, Feed, LocalBatch
 from lightning_lbgm.data.labels import find_labels
 from lightning_lbgm.data.natural import NaturalPartitioner
+from lightning_lbgm.data.participation import Participation, Turnout
 from lightning_lbgm.data.partitioners import (
     DirichletPartitioner,
     IIDPartitioner,
@@ -16,24 +19,35 @@ from lightning_lbgm.data.partitioners import (
     make_partitions,
 )
 from lightning_lbgm.data.rounds import Round, RoundLoader
+from lightning_lbgm.data.samplers import Draw, PowerOfChoice, Sampler, SamplerState, SizeSampler, UniformSampler
 from lightning_lbgm.data.sampling import iterates_by_itself, plan_from_loader, read_loader
 from lightning_lbgm.data.subset import SampledSubset
 
 __all__ = [
+    "Availability",
     "BatchPlan",
     "ClientFeed",
     "DirichletPartitioner",
+    "Draw",
+    "Dropout",
     "Feed",
     "IIDPartitioner",
     "LoaderFeed",
     "LocalBatch",
     "NaturalPartitioner",
+    "Participation",
     "Partitioner",
     "PathologicalPartitioner",
+    "PowerOfChoice",
     "Round",
     "RoundLoader",
     "SampledSubset",
+    "Sampler",
+    "SamplerState",
+    "SizeSampler",
     "TrainLoaders",
+    "Turnout",
+    "UniformSampler",
     "bulk_reader",
     "find_labels",
     "iterates_by_itself",

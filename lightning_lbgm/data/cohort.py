@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from lightning_lbgm.core.rng import generator
@@ -41,9 +43,24 @@ def resolve_cohort_size(num_clients: int | None, clients_per_round: int | float 
     return None if num_clients is None else max(1, round(clients_per_round * num_clients))
 
 
-def sample_cohort(num_clients: int, cohort_size: int, seed: int, round_index: int) -> tuple[int, ...]:
-    """Draw the cohort of a round without replacement, in increasing order: a pure function of its arguments."""
-    if cohort_size == num_clients:
-        return tuple(range(num_clients))
-    order = torch.randperm(num_clients, generator=generator(seed, "cohort", round_index))
-    return tuple(sorted(order[:cohort_size].tolist()))
+def sample_cohort(
+    num_clients: int, cohort_size: int, seed: int, round_index: int, clients: Collection[int] | None = None
+) -> tuple[int, ...]:
+    """Draw the cohort of a round without replacement, in increasing order: a pure function of its arguments.
+
+    Args:
+        num_clients: K.
+        cohort_size: Clients wanted.
+        seed: The run's seed.
+        round_index: The round.
+        clients: Those that can be drawn; if they are fewer than wanted, all of them are. None: all K.
+    """
+    if clients is None or len(clients) == num_clients:
+        if cohort_size == num_clients:
+            return tuple(range(num_clients))
+        clients = None
+    order = torch.randperm(num_clients, generator=generator(seed, "cohort", round_index)).tolist()
+    if clients is not None:
+        present = set(clients)
+        order = [client_id for client_id in order if client_id in present]
+    return tuple(sorted(order[:cohort_size]))

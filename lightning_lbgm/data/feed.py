@@ -35,7 +35,8 @@ class Feed(Protocol):
     Attributes:
         seed: The run's seed.
         client_names: The clients' names, if they have some.
-        next_cohort: Returns a round's cohort, so that workers can go on to it; None: they stop at a round's end.
+        next_cohort: Returns a round's cohort, so that workers can go on to it; None if it is not known ahead: they stop
+            at a round's end.
     """
 
     seed: int

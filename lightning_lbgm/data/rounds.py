@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
 from lightning_lbgm.data.access import BatchAccessError, NotABatch
-from lightning_lbgm.data.cohort import sample_cohort
 from lightning_lbgm.data.feed import Feed, LocalBatch
+from lightning_lbgm.data.participation import Participation, Turnout
+from lightning_lbgm.data.samplers import SamplerState
 
 __all__ = ["Round", "RoundLoader"]
 
@@ -21,9 +23,12 @@ class Round(NotABatch):
 
     Attributes:
         index: The round, from 0.
-        cohort: Clients that take part, in increasing order.
+        cohort: Clients that take part, in increasing order. Nobody may be left.
         num_examples: n_k of each of them.
         num_steps: Local steps of each of them.
+        dropped: Clients that get the model and whose update does not count, in increasing order. They are not trained.
+        unreached: Clients that were chosen and do not get the model, in increasing order.
+        num_available: Clients that could have been chosen; None if all could and those who were all take part.
         observers: Called with the data of each local batch as it is drawn in this process.
 
     Raises:
@@ -36,9 +41,14 @@ class Round(NotABatch):
         cohort: tuple[int, ...],
         feed: Feed,
         observers: Sequence[Callable[[Any], Any]] = (),
+        *,
+        dropped: tuple[int, ...] = (),
+        unreached: tuple[int, ...] = (),
+        num_available: int | None = None,
     ) -> None:
         self.index = index
         self.cohort = cohort
+        self.dropped, self.unreached, self.num_available = dropped, unreached, num_available
         self.num_examples = tuple(feed.num_examples(client_id) for client_id in cohort)
         self.num_steps = tuple(feed.num_steps(client_id) for client_id in cohort)
         self.observers = tuple(observers)
@@ -60,6 +70,10 @@ class Round(NotABatch):
     def work(self) -> tuple[int, ...]:
         """Local work of each client: steps times batch size."""
         return tuple(self._feed.work(client_id) for client_id in self.cohort)
+
+    def num_examples_of(self, client_id: int) -> int:
+        """Return n_k of any client, of the cohort or not."""
+        return self._feed.num_examples(client_id)
 
     def part(self, client_ids: Collection[int]) -> Round:
         """Return the round of some of its clients alone, each with the same batches."""
@@ -87,13 +101,16 @@ class RoundLoader:
 
     Args:
         feed: Where local batches come from.
-        cohort_size: Clients in a round.
+        cohort_size: Clients wanted in a round.
         rounds_per_epoch: Length of the loader.
         next_round: Returns the index of the round to come; it is asked as late as possible, so that a resumed run
             continues where the checkpoint was made.
         prepare: Called before the first round, with the processes in step.
         loader: The user's DataLoader, if there is one alone.
         collection: What the user gave instead of a DataLoader, if anything.
+        participation: The rules of who takes part. None: uniform cohorts, and nobody is missing.
+        sampling: Returns the sampler's state before the round to come.
+        agree: Returns what the first process has, where processes might come to different turnouts.
     """
 
     def __init__(
@@ -105,6 +122,9 @@ class RoundLoader:
         prepare: Callable[[], None] | None = None,
         loader: Any = None,
         collection: Any = None,
+        participation: Participation | None = None,
+        sampling: Callable[[], SamplerState] = dict,
+        agree: Callable[[Turnout], Turnout] = lambda turnout: turnout,
     ) -> None:
         self.feed = feed
         self.cohort_size = cohort_size
@@ -113,8 +133,12 @@ class RoundLoader:
         self._prepare = prepare
         self._loader = loader
         self._collection = collection
-        self._cohort = partial(sample_cohort, feed.num_clients, cohort_size, feed.seed)
-        feed.next_cohort = self._cohort
+        self._participation = participation or Participation()
+        self._sampling = sampling
+        self._agree = agree
+        # Not a method of this loader, which refers to the feed: no circle, see Prefetch.
+        ahead = partial(_cohort_ahead, self._participation, weakref.proxy(feed), cohort_size)
+        feed.next_cohort = ahead if self._participation.is_ahead else None
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the user's DataLoader."""
@@ -138,7 +162,11 @@ class RoundLoader:
             self._prepare()
         for _ in range(self.rounds_per_epoch):
             index = self._next_round()
-            yield Round(index, self._cohort(index), self.feed)
+            yield Round(index, feed=self.feed, **vars(self._turnout(index)))
+
+    def _turnout(self, index: int) -> Turnout:
+        turnout = self._participation.draw(index, self.feed, self.cohort_size, self._sampling())
+        return turnout if self._participation.is_ahead else self._agree(turnout)
 
     def state_dict(self) -> dict[str, int]:
         """Return the next round: a mark for the checkpoint that the loader resumes within an epoch."""
@@ -146,3 +174,7 @@ class RoundLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Do nothing: the round to come is asked of the federation."""
+
+
+def _cohort_ahead(participation: Participation, feed: Feed, cohort_size: int, round_index: int) -> tuple[int, ...]:
+    return participation.draw(round_index, feed, cohort_size, {}).cohort

@@ -39,7 +39,7 @@ class Ledger:
 
     def record(self, report: RoundReport) -> None:
         """Add one round."""
-        for client in report.clients:
+        for client in report.chosen:
             self.uplink_bits += client.uplink_bits
             self.dense_uplink_bits += client.dense_bits
             self.downlink_bits += client.downlink_bits

@@ -29,9 +29,16 @@ def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
         "fl/cohort_size": float(len(report.clients)),
         "fl/update_norm": report.update_norm,
         "fl/rejected_clients": float(report.num_rejected),
+        **_turnout_metrics(report),
         **_broadcast_metrics(report),
         **{f"client/{name}": value for name, value in report.client_metrics.items()},
     }
+
+
+def _turnout_metrics(report: RoundReport) -> dict[str, float]:
+    if report.num_available is None:
+        return {}
+    return {"fl/available_clients": float(report.num_available), "fl/dropped_clients": float(len(report.dropped))}
 
 
 def _broadcast_metrics(report: RoundReport) -> dict[str, float]:
@@ -47,7 +54,7 @@ def _broadcast_metrics(report: RoundReport) -> dict[str, float]:
 def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
     """Yield a row of the clients' table for each client of a round; docs/metrics.md names the columns."""
     names = sorted({name for client in report.clients for name in client.metrics})
-    for client in report.clients:
+    for client in report.chosen:
         coefficients = [c for c in client.decision.coefficients if c == c] if client.decision else []
         yield {
             "round": report.round_index,

@@ -28,6 +28,7 @@ class ClientReport:
         whole_model: Whether it received the whole model.
         decision: The look-back tests' outcome, or None if none was made.
         rejected: Whether it was left out, because its update was not finite or did not reach the server.
+        dropped: Whether it was chosen and dropped out, or came too late: it was not trained here.
         squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN if it was not measured, or rejected.
         metrics: Further numbers by name, of the client's trainer, the stages and callbacks, which may add to it.
     """
@@ -46,10 +47,13 @@ class ClientReport:
     rejected: bool = False
     squared_error: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
+    dropped: bool = False
 
     @property
     def outcome(self) -> str:
-        """What became of its update: ``"rejected"``, ``"sent"``, or what the stage that decided calls it."""
+        """What became of its update: ``"dropped"``, ``"rejected"``, ``"sent"``, or what the stage that decided says."""
+        if self.dropped:
+            return "dropped"
         if self.rejected:
             return "rejected"
         return "sent" if self.decision is None else self.decision.outcome
@@ -105,6 +109,8 @@ class RoundReport:
         update_norm: L2 norm of the aggregated update, the server's pseudo-gradient.
         error: What compression cost the aggregated update; None if it was not measured, or nothing was received.
         broadcast: What the server sent to all clients; None if each gets the whole model anyway.
+        dropped: Reports of the clients that were chosen and do not belong to the cohort, in order of client.
+        num_available: Clients that could have been chosen; None if nobody can be missing.
     """
 
     round_index: int
@@ -112,16 +118,25 @@ class RoundReport:
     update_norm: float
     error: AggregateError | None = None
     broadcast: Broadcast | None = None
+    dropped: tuple[ClientReport, ...] = ()
+    num_available: int | None = None
+
+    @property
+    def chosen(self) -> tuple[ClientReport, ...]:
+        """The reports of all clients that were chosen, in order of client."""
+        if not self.dropped:
+            return self.clients
+        return tuple(sorted((*self.clients, *self.dropped), key=lambda client: client.client_id))
 
     @property
     def downlink_bits(self) -> int:
-        """Bits that the cohort received."""
-        return sum(client.downlink_bits for client in self.clients)
+        """Bits that clients received, those that dropped out included."""
+        return sum(client.downlink_bits for client in self.chosen)
 
     @property
     def num_whole_models(self) -> int:
         """Clients that received the whole model."""
-        return sum(client.whole_model for client in self.clients)
+        return sum(client.whole_model for client in self.chosen)
 
     @property
     def uplink_bits(self) -> int:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.core.flat import FlatParameters
+from lightning_lbgm.data.samplers import Sampler, SamplerState
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.simulation.client_store import ClientFiles, is_index, read_index
@@ -117,6 +120,7 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
         "clients": {"folder": str(clients_folder), "skeletons": clients} if on_disk else clients,
         "uses": federation.recency.order,
         **({"downlink": downlink} if downlink else {}),
+        **_saved_sampling(federation),
     }
 
 
@@ -139,6 +143,7 @@ def load(federation: FederationState, state: dict[str, Any], work: Mapping[int, 
         federation.buffers.load_state_dict(state["buffers"])
     if "downlink" in state:
         federation.downlink.load_state_dict(to_device(state["downlink"], device))
+    federation.sampling = _restored_sampling(federation.sampler, state, device) or federation.sampling
     clients = state["clients"]
     on_disk = is_index(clients)
     ids = sorted(clients["skeletons"] if on_disk else clients)
@@ -153,3 +158,20 @@ def load(federation: FederationState, state: dict[str, Any], work: Mapping[int, 
         clients = read_index(clients)
     federation.clients.clear()
     federation.clients.update(to_device({k: clients[k] for k in own}, device))
+
+
+def _restored_sampling(
+    sampler: Sampler | None, state: dict[str, Any], device: torch.device | str = "cpu"
+) -> SamplerState | None:
+    """Return what a sampler remembers in a checkpoint; None if it is not this sampler's, which then starts anew."""
+    saved = state.get("sampling", {})
+    if sampler is None or saved.get("of") != type(sampler).__qualname__:
+        return None
+    remembered: SamplerState = to_device(saved["state"], device)
+    return remembered
+
+
+def _saved_sampling(federation: FederationState) -> dict[str, Any]:
+    if not federation.sampling:
+        return {}
+    return {"sampling": {"of": type(federation.sampler).__qualname__, "state": federation.sampling}}

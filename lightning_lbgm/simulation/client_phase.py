@@ -23,7 +23,7 @@ from lightning_lbgm.protocol.message import count_bits
 from lightning_lbgm.reports.reports import AggregateError, ClientReport
 from lightning_lbgm.server.compression_error import CompressionError
 from lightning_lbgm.simulation.placement import take_share
-from lightning_lbgm.simulation.round_parts import MeanLoss, client_report, client_weights
+from lightning_lbgm.simulation.round_parts import MeanLoss, client_report, client_weights, dropped_reports
 from lightning_lbgm.simulation.undo import RoundState, RoundUndo
 from lightning_lbgm.simulation.world import World
 
@@ -59,10 +59,16 @@ class ClientPhase:
 
     Attributes:
         reports: Of the clients that are done; after ``run`` of all, in order of client.
+        dropped: Reports of the clients that were chosen and dropped out, in order of client.
+        num_available: Clients that could have been chosen; None if nobody can be missing.
+        is_heard: Whether the server has sent anything.
     """
 
     def __init__(self, federation: Simulated, round_: Round, undo: RoundUndo, measure_errors: bool = False) -> None:
         self.reports: list[ClientReport] = []
+        self.dropped: tuple[ClientReport, ...] = ()
+        self.num_available = round_.num_available
+        self.is_heard = bool(round_.cohort or round_.dropped)
         self._federation = federation
         self._round = round_
         self._undo = undo
@@ -89,7 +95,9 @@ class ClientPhase:
             The loss, shape ``()``: the mean over all local steps of the clients that were not rejected.
         """
         federation, round_ = self._federation, self._round
-        held = self._send_down(round_.cohort)
+        held = self._send_down((*round_.cohort, *round_.dropped))
+        if round_.num_available is not None:
+            self.dropped = dropped_reports(round_, self._deliveries)
         start = RoundStart(held, federation.seed, self._own_buffers, self._objective_state)
         share = take_share(round_, federation.placement, federation.clients, federation.world, federation.flat.device)
         with isolated_rng(federation.flat.device):
@@ -117,12 +125,14 @@ class ClientPhase:
             return None
         return self._errors.finish(mean_update, self._federation.server.total_weight)
 
-    def _send_down(self, cohort: Sequence[int]) -> Tensor:
-        """Bring the cohort up to date, on every rank because it concerns all, and return what it holds then."""
+    def _send_down(self, clients: Sequence[int]) -> Tensor:
+        """Bring clients up to date, on every rank because it concerns all, and return what they hold then."""
         federation = self._federation
+        if not self.is_heard:
+            return federation.server.server_params
         downlink, context = federation.downlink, Context(federation.round_index, {}, federation.seed)
         held = downlink.begin_round(federation.server.server_params, context, federation.buffers.downlink)
-        self._deliveries = {client_id: downlink.deliver(client_id) for client_id in cohort}
+        self._deliveries = {client_id: downlink.deliver(client_id) for client_id in clients}
         return held
 
     def _combine(self, capture: RoundLog) -> None:

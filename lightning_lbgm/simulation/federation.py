@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -13,11 +14,12 @@ from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.compression.context import Context
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.data.rounds import Round
+from lightning_lbgm.data.samplers import Sampler, SamplerState
 from lightning_lbgm.protocol.channel import Channel, SharedChannel
 from lightning_lbgm.protocol.downlink import Downlink, WholeModel
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
-from lightning_lbgm.reports.reports import ClientReport, RoundReport
+from lightning_lbgm.reports.reports import Broadcast, ClientReport, RoundReport
 from lightning_lbgm.server.buffers import Buffers
 from lightning_lbgm.server.server import Server
 from lightning_lbgm.simulation.client_phase import ClientPhase
@@ -50,6 +52,7 @@ class Federation:
         downlink: The way from the server to the clients. None: each gets the whole model.
         store: Where clients' states are kept: ``"memory"`` or a directory.
         capacity: Clients of which both ends remember what was sent; None: all.
+        sampler: What draws the cohorts, and learns from the rounds; None: nothing learns.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Federation:
         downlink: Downlink | None = None,
         store: str = "memory",
         capacity: int | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
@@ -82,6 +86,8 @@ class Federation:
         self.placement: dict[int, int] = {}  # the rank that holds a client's state, of all clients
         self.recency = LeastRecentlyUsed(capacity)
         self.shared = uplink.init_shared()
+        self.sampler = sampler
+        self.sampling: SamplerState = {} if sampler is None else sampler.init()
         self._phase: ClientPhase | None = None  # of the round at hand
         self.undo: RoundUndo | None = None  # until the round is final
         self.in_round = False  # whether the client phase has begun and the server has not stepped yet
@@ -131,13 +137,21 @@ class Federation:
 
     def _finish_round(self) -> RoundReport:
         assert self._phase is not None
-        reports, mean_update = self._phase.reports, self.server.finish()
+        phase = self._phase
+        reports, mean_update = phase.reports, self.server.finish()
         self._end_uplink_round(mean_update, reports)
-        error = self._phase.error(mean_update)
+        error = phase.error(mean_update)
         norm = self.server.step()
         self.buffers.finish_round(self.server.total_weight)
-        report = RoundReport(self.round_index, tuple(reports), norm, error, self.downlink.last)
+        broadcast = self.downlink.last
+        if broadcast is not None and not phase.is_heard:
+            broadcast = Broadcast(error=math.nan)
+        report = RoundReport(
+            self.round_index, tuple(reports), norm, error, broadcast, phase.dropped, phase.num_available
+        )
         self.ledger.record(report)
+        if self.sampler is not None:
+            self.sampling = self.sampler.end_round(self.sampling, {c.client_id: c.loss for c in reports})
         self.recency.finish()
         self.round_index += 1
         self._phase, self.in_round = None, False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from lightning_lbgm.protocol.broadcast import Delivery
 from lightning_lbgm.protocol.endpoints import Received
 from lightning_lbgm.reports.reports import ClientReport
 
-__all__ = ["MeanLoss", "client_report", "client_weights", "round_result"]
+__all__ = ["MeanLoss", "client_report", "client_weights", "dropped_reports", "round_result"]
 
 
 def client_weights(round_: Round, weighting: Literal["examples", "uniform"]) -> dict[int, float]:
@@ -95,6 +95,32 @@ def client_report(
         rejected=received is None,
         squared_error=squared_error,
         metrics={**local.metrics, **(decision.metrics if decision is not None else {})},
+    )
+
+
+def dropped_reports(round_: Round, deliveries: Mapping[int, Delivery]) -> tuple[ClientReport, ...]:
+    """Return the reports of the clients that were chosen and dropped out, in order of client.
+
+    Args:
+        round_: The round.
+        deliveries: What each client received from the server, of those that it reached.
+    """
+    return tuple(
+        ClientReport(
+            client_id=client_id,
+            num_examples=round_.num_examples_of(client_id),
+            local_steps=0,
+            loss=math.nan,
+            update_norm=math.nan,
+            uplink_bits=0,
+            dense_bits=0,
+            downlink_bits=delivery.bits,
+            dense_downlink_bits=delivery.dense_bits,
+            whole_model=delivery.whole,
+            dropped=True,
+        )
+        for client_id in sorted((*round_.dropped, *round_.unreached))
+        for delivery in (deliveries.get(client_id, Delivery(0, 0)),)
     )
 
 

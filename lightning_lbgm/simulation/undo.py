@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lightning_lbgm.data.samplers import Sampler, SamplerState
 from lightning_lbgm.protocol.downlink import Downlink
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
@@ -33,6 +34,8 @@ class RoundState(Protocol):
         server: Its own undo is called.
         buffers: Their own undo is called.
         downlink: What clients hold.
+        sampler: What draws the cohorts, if it learns.
+        sampling: The sampler's state, which no round changes: it makes a new one.
     """
 
     round_index: int
@@ -44,6 +47,8 @@ class RoundState(Protocol):
     server: Server
     buffers: Buffers
     downlink: Downlink
+    sampler: Sampler | None
+    sampling: SamplerState
 
 
 class _Kept:
@@ -90,6 +95,7 @@ class RoundUndo:
             "round_index": federation.round_index,
             "placement": dict(federation.placement),
             "shared": copy.deepcopy(federation.shared),
+            "sampling": federation.sampling,
         }
         self._ledger = federation.ledger.state_dict()
         self._order = federation.recency.order

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.strategies import StrategyRegistry
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -15,8 +16,12 @@ from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.compression.chain import as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
+from lightning_lbgm.data.availability import AvailabilityLike
 from lightning_lbgm.data.cohort import resolve_cohort_size
+from lightning_lbgm.data.dropout import Dropout
+from lightning_lbgm.data.participation import Participation
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
+from lightning_lbgm.data.samplers import Sampler
 from lightning_lbgm.protocol.broadcast import as_downlink
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.aggregation import Aggregator
@@ -75,6 +80,19 @@ class LBGMFederated(RoundsStrategy):
             at hand is in memory. Results are the same bit for bit.
         client_capacity: Clients of which both ends remember what was sent (look-back gradients and the like). Those of
             the client whose last cohort is longest ago go first; its next update goes in full. None: all.
+        sampler: What draws a round's cohort: ``UniformSampler()``, ``SizeSampler()``, ``PowerOfChoice(d)``, or a
+            function ``(round, clients, rng) -> cohort`` that is given the available clients and a NumPy generator, a
+            pure function of seed and round. None: uniformly.
+        availability: Which clients can be drawn in a round: a probability for each; a function ``(round, client)`` that
+            returns a bool or a probability; or a trace, which starts again when it ends: an array of 0 and 1 of the
+            shape (rounds, clients), a dict of each client's rounds ``{client: [(from, to), ...]}`` up to before ``to``,
+            or a file with one of them (``.npy``, ``.csv``, ``.json``). None: all. If nobody is available, the round
+            passes without a step.
+        over_select: So many times the cohort's size are chosen, and the fastest, by local steps, count up to its size.
+        deadline: Local steps that a client may need for its update to count. None: any number.
+        dropout: Probability that a chosen client's update never arrives, ``Dropout(before, after)`` to distinguish
+            drop-outs before and after the model was sent, or a function ``(round, client)`` that returns one of both.
+            None: 0.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -113,6 +131,11 @@ class LBGMFederated(RoundsStrategy):
         client_store: str = "memory",
         client_capacity: int | None = None,
         downlink: list[Stage] | Stage | None = None,
+        sampler: Sampler | Callable[[int, Sequence[int], np.random.Generator], Sequence[int]] | None = None,
+        availability: AvailabilityLike = None,
+        over_select: float = 1.0,
+        deadline: int | None = None,
+        dropout: float | Dropout | Callable[[int, int], Dropout | float] | None = None,
     ) -> None:
         self.uplink = as_chain([LookBack(threshold=0.2)] if uplink is None else uplink)
         self.downlink = as_downlink([] if downlink is None else downlink)
@@ -135,6 +158,7 @@ class LBGMFederated(RoundsStrategy):
             objective=objective,
             client_store=client_store,
             client_capacity=client_capacity,
+            participation=Participation(sampler, availability, over_select, deadline, dropout),
         )
         super().__init__(Session(settings))
         self.local_epochs, self.local_steps = settings.epochs, local_steps

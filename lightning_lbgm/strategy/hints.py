@@ -24,6 +24,8 @@ _HINTS = {
         "`partitioner=PathologicalPartitioner(3)` or another partitioner, which takes it",
     ),
     **dict.fromkeys(("cohort_size", "fraction_fit", "fraction_train", "participation"), "`clients_per_round=...`"),
+    **dict.fromkeys(("d", "client_sampler", "selection"), "`sampler=PowerOfChoice(d=...)` or another sampler"),
+    **dict.fromkeys(("stragglers", "drop_rate", "dropout_rate"), "`dropout=...`, `over_select=...` or `deadline=...`"),
     **dict.fromkeys(
         ("lr", "server_lr"),
         "`server_optimizer=functools.partial(torch.optim.SGD, lr=...)` for the server,"

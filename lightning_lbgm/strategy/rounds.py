@@ -139,6 +139,9 @@ class RoundsStrategy(CheckpointingStrategy):
             prepare=lambda: feed.prepare(self.world),
             loader=loader,
             collection=dataloader.source if dataloader.is_collection else None,
+            participation=settings.participation,
+            sampling=lambda: session.require().sampling,
+            agree=lambda turnout: self.world.broadcast(turnout),
         )
 
     @override
@@ -167,6 +170,7 @@ class RoundsStrategy(CheckpointingStrategy):
                 initialize_lazy(module, feed, session.seed, self.root_device, transfer)
         if self.world.size > 1:
             check_same_data(self.world.gather(feed.fingerprint(), "the partition"))
+        session.settings.participation.check(feed, loader.cohort_size)
         federation = session.begin(trainer, module, self.world)
         if session.settings.buffers == "client":
             warn_of_own_buffers(federation.buffers.names)

@@ -129,6 +129,7 @@ class Session:
             downlink=DownlinkServer(settings.downlink, flat.layout) if settings.downlink.stages else None,
             store=settings.store,
             capacity=settings.capacity,
+            sampler=settings.participation.sampler,
         )
         self.identity = settings.identify(federation, feed, VERSION)
         restored, self.restored = self.restored, None
@@ -146,6 +147,7 @@ class Session:
         if known.round_index:
             warn_of_changed_parameters(known.round_index, known.flat.num_parameters, fresh.flat.num_parameters)
         fresh.round_index, fresh.ledger, fresh.seed = known.round_index, known.ledger, known.seed
+        fresh.sampling = known.sampling
         return fresh
 
     def start_of(self, optimizer: Optimizer) -> OptimizerStart:

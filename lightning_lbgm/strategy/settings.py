@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch.nn import Parameter
@@ -16,6 +16,7 @@ from lightning_lbgm.core.describe import describe, describe_callable, describe_o
 from lightning_lbgm.core.validation import class_hint
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.feed import Feed
+from lightning_lbgm.data.participation import Participation
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
 from lightning_lbgm.server.aggregation import Aggregator
 from lightning_lbgm.simulation.federation import Federation
@@ -51,13 +52,15 @@ class Settings:
     objective: LocalObjective | None
     client_store: str
     client_capacity: int | None
+    participation: Participation = field(default_factory=Participation)
 
     def __post_init__(self) -> None:
         _check_clients(self)
         _check_local_work(self)
         _check_server(self)
         _check_execution(self)
-        resolve_cohort_size(self.num_clients, self.clients_per_round)
+        cohort_size = resolve_cohort_size(self.num_clients, self.clients_per_round)
+        self.participation.check_size(cohort_size, self.num_clients)
 
     @property
     def epochs(self) -> int | None:
@@ -112,6 +115,7 @@ class Settings:
             described["client_store"] = self.client_store
         if self.client_capacity is not None:
             described["client_capacity"] = self.client_capacity
+        described.update(self.participation.describe())
         if federation is not None:
             described["num_parameters"] = federation.flat.num_parameters
         return described

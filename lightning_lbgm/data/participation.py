@@ -1,0 +1,218 @@
+"""Participation: who is available in a round, who of them is chosen, and whose update arrives."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from lightning_lbgm.data.availability import as_availability
+from lightning_lbgm.data.chance import client_chances
+from lightning_lbgm.data.cohort import sample_cohort
+from lightning_lbgm.data.dropout import as_dropout
+from lightning_lbgm.data.feed import Feed
+from lightning_lbgm.data.samplers import Draw, SamplerState, UniformSampler, as_sampler
+
+__all__ = ["Participation", "Turnout", "time_needed"]
+
+
+@dataclass(frozen=True)
+class Turnout:
+    """Who takes part in a round, each in increasing order.
+
+    Attributes:
+        cohort: Clients whose updates are due: they are trained.
+        dropped: Clients that get the model, and whose update does not count or never arrives.
+        unreached: Clients that were chosen and do not get the model.
+        num_available: Clients that could have been chosen; None if that was not asked, because nobody can be missing.
+    """
+
+    cohort: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
+    unreached: tuple[int, ...] = ()
+    num_available: int | None = None
+
+
+def time_needed(feed: Feed, client_id: int) -> int:
+    """Return the time that a client needs for a round, in local steps."""
+    return feed.num_steps(client_id)
+
+
+class Participation:
+    """The rules of who takes part; ``LBGMFederated`` documents the arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        sampler: Any = None,
+        availability: Any = None,
+        over_select: float = 1.0,
+        deadline: int | None = None,
+        dropout: Any = None,
+    ) -> None:
+        self.sampler = as_sampler(sampler)
+        self.availability = as_availability(availability)
+        self.over_select = _checked_factor(over_select)
+        self.deadline = _checked_deadline(deadline)
+        self.dropout = as_dropout(dropout)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all clients are available, and all that are chosen count."""
+        return (self.availability, self.over_select, self.deadline, self.dropout) == (None, 1.0, None, None)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a cohort is known before the round before it is over, and needs no function of the user's."""
+        asks = any(rule is not None and rule.is_given for rule in (self.availability, self.dropout))
+        return not asks and (self.sampler is None or self.sampler.is_ahead)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that are not the defaults as plain values."""
+        described: dict[str, Any] = {}
+        if self.sampler is not None:
+            described["sampler"] = repr(self.sampler)
+        if self.availability is not None:
+            described["availability"] = getattr(self.availability, "value", repr(self.availability))
+        if self.over_select != 1:
+            described["over_select"] = self.over_select
+        if self.deadline is not None:
+            described["deadline"] = self.deadline
+        if self.dropout is not None:
+            described["dropout"] = repr(self.dropout)
+        return described
+
+    def num_chosen(self, cohort_size: int, num_clients: int) -> int:
+        """Return how many clients are chosen so that ``cohort_size`` of them may count: at most all."""
+        return min(num_clients, math.ceil(round(self.over_select * cohort_size, 9)))  # 1.1 * 10 is 11
+
+    def check_size(self, cohort_size: int | None, num_clients: int | None) -> None:
+        """Refuse settings that do not go with the size of a cohort.
+
+        Args:
+            cohort_size: Clients whose updates are wanted in a round; None: not known yet.
+            num_clients: K; None: not known yet.
+
+        Raises:
+            ValueError: If there is nobody to choose beyond the cohort, or the sampler cannot draw so many.
+        """
+        if cohort_size is None or num_clients is None:
+            return
+        if self.over_select > 1 and cohort_size == num_clients:
+            raise ValueError(
+                f"`over_select={self.over_select}` chooses more clients than the cohort's size and waits for the"
+                f" fastest, but a cohort is all {num_clients} clients already: pass a smaller `clients_per_round`, or"
+                " `deadline=...` to drop the slowest."
+            )
+        if self.sampler is not None:
+            self.sampler.check_size(self.num_chosen(cohort_size, num_clients))
+
+    def check(self, feed: Feed, cohort_size: int) -> None:
+        """Refuse settings that do not go with the clients' data, which must be prepared.
+
+        Raises:
+            ValueError: As ``check_size``; or a trace is of other clients, or nobody ever meets the deadline.
+        """
+        self.check_size(cohort_size, feed.num_clients)
+        if self.availability is not None:
+            self.availability.check(feed.num_clients, feed.client_names)
+        if self.deadline is not None:
+            fastest = min(time_needed(feed, client_id) for client_id in range(feed.num_clients))
+            if fastest > self.deadline:
+                raise ValueError(
+                    f"`deadline={self.deadline}` local steps would drop every client in every round: the fastest needs"
+                    f" {fastest}. Pass at least deadline={fastest}, or fewer `local_steps` or `local_epochs`."
+                )
+
+    def draw(self, round_index: int, feed: Feed, cohort_size: int, state: SamplerState) -> Turnout:
+        """Return who takes part in a round: a pure function of the settings, the feed's seed, and the arguments.
+
+        Args:
+            round_index: The round.
+            feed: The clients' data.
+            cohort_size: Clients whose updates are wanted.
+            state: The sampler's.
+
+        Raises:
+            ValueError: If the sampler, or a function of the user's, returns what it must not.
+        """
+        num_clients, seed = feed.num_clients, feed.seed
+        if self.sampler is None and self.is_whole:
+            return Turnout(sample_cohort(num_clients, cohort_size, seed, round_index))
+        clients = tuple(range(num_clients))
+        if self.availability is not None:
+            clients = self.availability.clients(round_index, num_clients, seed, feed.client_names)
+        num_available = None if self.is_whole else len(clients)
+        if not clients:
+            return Turnout((), num_available=num_available)
+        sampler = self.sampler or UniformSampler()
+        size = self.num_chosen(cohort_size, num_clients)
+        draw = Draw(round_index, clients, size, num_clients, feed.num_examples, seed)
+        chosen = _checked_cohort(sampler.sample(draw, state), draw, sampler)
+        unreached: Collection[int] = ()
+        lost: Collection[int] = ()
+        if self.dropout is not None:
+            unreached, lost = self.dropout.draw(round_index, chosen, num_clients, seed)
+        cohort = self._in_time(round_index, feed, [k for k in chosen if k not in {*unreached, *lost}], cohort_size)
+        gone = {*cohort, *unreached}
+        return Turnout(cohort, tuple(k for k in chosen if k not in gone), tuple(unreached), num_available)
+
+    def _in_time(self, round_index: int, feed: Feed, clients: Sequence[int], cohort_size: int) -> tuple[int, ...]:
+        """Return those who meet the deadline, and of them no more than wanted, the fastest."""
+        if self.deadline is not None:
+            clients = [client_id for client_id in clients if time_needed(feed, client_id) <= self.deadline]
+        if len(clients) > cohort_size:
+            ties = client_chances(feed.seed, "arrival", round_index, feed.num_clients)
+            clients = sorted(clients, key=lambda client_id: (time_needed(feed, client_id), ties[client_id]))
+        return tuple(sorted(clients[:cohort_size]))
+
+
+def _checked_cohort(cohort: Any, draw: Draw, sampler: Any) -> list[int]:
+    """Return a cohort in increasing order, if it is one."""
+    where = f"`sampler={sampler!r}` in round {draw.round_index}"
+    try:
+        members: list[Any] = list(cohort)
+    except TypeError:
+        members = [None]
+    if not all(isinstance(client_id, Integral) and not isinstance(client_id, bool) for client_id in members):
+        raise ValueError(f"{where} must return a sequence of client ids, whole numbers; got {cohort!r}.")
+    chosen = sorted(map(int, members))
+    if len(set(chosen)) < len(chosen):
+        twice = next(k for k, following in itertools.pairwise(chosen) if k == following)
+        raise ValueError(f"{where} returned client {twice} more than once: return each client at most once.")
+    missing = set(chosen) - set(draw.clients)
+    if missing:
+        raise ValueError(
+            f"{where} returned client {min(missing)}, which is not available: return some of the {len(draw.clients)}"
+            " clients that it is given."
+        )
+    if len(chosen) > draw.size:
+        raise ValueError(
+            f"{where} returned {len(chosen)} clients, but at most {draw.size} are chosen in a round: return fewer, or"
+            " pass a larger `clients_per_round`."
+        )
+    return chosen
+
+
+def _checked_factor(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`over_select` must be a number of at least 1, such as 1.3; got {value!r}.")
+    if not 1 <= value < math.inf:
+        raise ValueError(
+            f"`over_select={value!r}` must be at least 1: 1.3 chooses 30 % more clients than the cohort's size, and the"
+            " fastest count."
+        )
+    return float(value)
+
+
+def _checked_deadline(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"`deadline` must be a positive whole number of local steps, or None; got {value!r}.")
+    return value

@@ -19,6 +19,7 @@ from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
 from lightning_lbgm.server.buffers import Buffers
+from lightning_lbgm.server.objective import ServerObjective
 from lightning_lbgm.server.server import Server
 from lightning_lbgm.simulation.client_phase import ClientPhase
 from lightning_lbgm.simulation.client_store import open_client_states
@@ -50,6 +51,7 @@ class Federation:
         downlink: The way from the server to the clients. None: each gets the whole model.
         store: Where clients' states are kept: ``"memory"`` or a directory.
         capacity: Clients of which both ends remember what was sent; None: all.
+        objective: The server's part of the clients' local objective; None if it has none.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Federation:
         downlink: Downlink | None = None,
         store: str = "memory",
         capacity: int | None = None,
+        objective: ServerObjective | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
@@ -73,6 +76,7 @@ class Federation:
         self.downlink = downlink or WholeModel()
         self.server = server
         self.buffers = buffers
+        self.objective = objective
         self.weighting = weighting
         self.seed = seed
         self.world = world or World()
@@ -134,6 +138,8 @@ class Federation:
         reports, mean_update = self._phase.reports, self.server.finish()
         self._end_uplink_round(mean_update, reports)
         error = self._phase.error(mean_update)
+        if self.objective is not None and mean_update is not None:
+            self.objective.finish(mean_update)
         norm = self.server.step()
         self.buffers.finish_round(self.server.total_weight)
         report = RoundReport(self.round_index, tuple(reports), norm, error, self.downlink.last)

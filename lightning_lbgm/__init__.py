@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning_lbgm.callbacks.communication import LBGMCallback
     from lightning_lbgm.callbacks.convergence import ConvergenceMonitor
     from lightning_lbgm.callbacks.gradient_space import GradientSpaceCallback
-    from lightning_lbgm.clients import FedProx
+    from lightning_lbgm.clients import SCAFFOLD, FedDyn, FedProx
     from lightning_lbgm.compression import (
         ATOMO,
         DIANA,
@@ -42,20 +42,25 @@ if TYPE_CHECKING:
         SizeSampler,
         UniformSampler,
     )
-    from lightning_lbgm.server import CoordinateMedian, WeightedMean
+    from lightning_lbgm.server import CoordinateMedian, FedAdam, FedAvgM, FedYogi, WeightedMean
     from lightning_lbgm.strategy.federated import LBGMFederated
 
 __all__ = [
     "ATOMO",
     "DIANA",
     "QSGD",
+    "SCAFFOLD",
     "Cast",
     "ConvergenceMonitor",
     "CoordinateMedian",
     "DirichletPartitioner",
     "Dropout",
     "ErrorFeedback",
+    "FedAdam",
+    "FedAvgM",
+    "FedDyn",
     "FedProx",
+    "FedYogi",
     "FederatedCallback",
     "GradientSpaceCallback",
     "IIDPartitioner",
@@ -84,12 +89,12 @@ __all__ = [
 # Names are resolved when they are asked for (PEP 562), so that the rooms without Lightning can be imported without it.
 _ROOMS = {
     "ConvergenceMonitor": "callbacks.convergence",
-    "FedProx": "clients",
     "FederatedCallback": "callbacks.base",
     "GradientSpaceCallback": "callbacks.gradient_space",
     "LBGMCallback": "callbacks.communication",
     "LBGMFederated": "strategy.federated",
-    **dict.fromkeys(("CoordinateMedian", "WeightedMean"), "server"),
+    **dict.fromkeys(("SCAFFOLD", "FedDyn", "FedProx"), "clients"),
+    **dict.fromkeys(("CoordinateMedian", "FedAdam", "FedAvgM", "FedYogi", "WeightedMean"), "server"),
     **dict.fromkeys(
         (
             "DirichletPartitioner",

@@ -4,7 +4,7 @@ from lightning_lbgm.clients.base import ClientTrainer, ClientUpdate, LocalResult
 from lightning_lbgm.clients.direct_step import direct_backward, direct_step
 from lightning_lbgm.clients.local import LocalLoop
 from lightning_lbgm.clients.objective_turn import ObjectiveTurn
-from lightning_lbgm.clients.objectives import FedProx, LocalObjective
+from lightning_lbgm.clients.objectives import SCAFFOLD, FedDyn, FedProx, LocalObjective, SharedObjective
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vectorized import VectorizedTrainer, Wary
@@ -15,12 +15,14 @@ from lightning_lbgm.clients.vmap.structure import structure_of
 
 __all__ = [
     "ELEMENTWISE_OPTIMIZERS",
+    "SCAFFOLD",
     "CannotVectorize",
     "ChunkStep",
     "ChunkTrainer",
     "ClientTrainer",
     "ClientUpdate",
     "ComesOutDifferent",
+    "FedDyn",
     "FedProx",
     "LocalLoop",
     "LocalObjective",
@@ -29,6 +31,7 @@ __all__ = [
     "OptimizerStart",
     "RoundStart",
     "SequentialTrainer",
+    "SharedObjective",
     "VectorizedTrainer",
     "Wary",
     "direct_backward",

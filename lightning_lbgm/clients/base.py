@@ -58,7 +58,10 @@ class ClientUpdate:
         local: What its training amounts to.
         update: ``g_k = theta - theta_k``, shape ``(M,)``.
         buffers: The float buffers that its training changed, by name.
-        objective: The state of its local objective after the turn, a copy; None if there is none.
+        objective: The state of its local objective after the turn, a copy; None if there is none, or if the server has
+            a part in it, because then the state follows from the decoded update.
+        step_sizes: For each parameter the sum of the learning rates of its local steps, if the server has a part in
+            its local objective.
     """
 
     client_id: int
@@ -66,6 +69,7 @@ class ClientUpdate:
     update: Tensor
     buffers: dict[str, Tensor]
     objective: ObjectiveState | None = None
+    step_sizes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ class RoundStart:
         seed: The run's seed.
         own_buffers: Returns the buffers that a client has kept for itself, or None.
         objective_state: Returns the state of a client's local objective, not to be changed, or None.
+        shared_objective: The server's state of it, not to be changed; empty if there is none.
     """
 
     params: Tensor
     seed: int
     own_buffers: Callable[[int], dict[str, Tensor] | None]
     objective_state: Callable[[int], ObjectiveState | None] = lambda client_id: None
+    shared_objective: ObjectiveState = field(default_factory=dict)
 
 
 class TurnBuffers(Protocol):

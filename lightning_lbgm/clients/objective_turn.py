@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState
+from lightning_lbgm.clients.base import RoundStart
+from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState, SharedObjective
 from lightning_lbgm.clients.vmap.guards import CannotVectorize
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.core.nested import map_leaves
@@ -19,9 +21,11 @@ __all__ = [
     "copy_state",
     "kind_of",
     "stack_states",
+    "stack_turns",
     "start_tensors",
     "state_at",
     "state_of",
+    "turn_of",
     "values_of",
 ]
 
@@ -34,11 +38,14 @@ class ObjectiveTurn:
     Args:
         objective: The objective.
         parameters: The trainable parameters, each of shape ``(*shape)``, or ``(C, *shape)`` for a chunk.
+        optimizer: The optimizer that steps them.
     """
 
-    def __init__(self, objective: LocalObjective, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, objective: LocalObjective, parameters: Sequence[Tensor], optimizer: Optimizer) -> None:
         self.objective = objective
         self._parameters = list(parameters)
+        self._groups = optimizer.param_groups
+        self._rates: list[float] | None = None  # summed over the local steps, by group
         self._start: list[Tensor] = []
         self._state: ObjectiveState = {}
 
@@ -47,9 +54,11 @@ class ObjectiveTurn:
 
         Args:
             start: The parameters that it starts from, each of shape ``(*shape)``.
-            state: The clients' state, which is the objective's to change.
+            state: What ``correct`` works with: the clients' state, which is the objective's to change.
         """
         self._start, self._state = start, state
+        if isinstance(self.objective, SharedObjective):
+            self._rates = [0.0] * len(self._groups)
 
     @torch.no_grad()
     def correct(self, scale: float | None = None) -> None:
@@ -76,6 +85,9 @@ class ObjectiveTurn:
         for parameter, gradient, before in zip(self._parameters, corrected, gradients):
             if gradient is not before:
                 parameter.grad = gradient
+        if self._rates is not None:
+            for number, group in enumerate(self._groups):
+                self._rates[number] += float(group["lr"])
 
     @torch.no_grad()
     def end(self, num_steps: int) -> ObjectiveState | None:
@@ -85,8 +97,21 @@ class ObjectiveTurn:
             num_steps: Local steps made.
         """
         state, self._state = self._state, {}
+        if self._rates is not None:
+            return None  # its state follows from the decoded update
         self.objective.end_turn(self._parameters, self._start, state, num_steps)
         return state or None
+
+    @property
+    def step_sizes(self) -> tuple[float, ...]:
+        """For each parameter the sum of the learning rates of the steps that were corrected since ``begin``.
+
+        Steps that mixed precision skips are none. It is empty if the server has no part in the objective.
+        """
+        if self._rates is None:
+            return ()
+        rates = {id(p): rate for group, rate in zip(self._groups, self._rates) for p in group["params"]}
+        return tuple(rates.get(id(parameter), 0.0) for parameter in self._parameters)
 
 
 def _own_gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -144,6 +169,22 @@ def _no_state(value: Any) -> TypeError:
     )
 
 
+def turn_of(
+    objective: LocalObjective, flat: FlatParameters, start: RoundStart, client_id: int
+) -> tuple[list[Tensor], ObjectiveState]:
+    """Return what a client's turn begins with: the parameters that it starts from, and what ``correct`` works with."""
+    tensors, known = start_tensors(flat, start.params), start.objective_state(client_id)
+    if not isinstance(objective, SharedObjective):
+        return tensors, state_of(objective, tensors, known)
+    vectors = objective.begin_turn(start.params, known or {}, start.shared_objective)
+    return tensors, {name: _cut(flat, vector) for name, vector in vectors.items()}
+
+
+def _cut(flat: FlatParameters, vector: Tensor) -> list[Tensor]:
+    """Cut a client's vector into the parameters' shapes and dtypes, past the views that ``flat`` keeps."""
+    return [part.view(p.shape).to(p.dtype) for part, p in zip(vector.split(flat.sizes), flat.parameters)]
+
+
 def state_of(objective: LocalObjective, start: list[Tensor], known: ObjectiveState | None) -> ObjectiveState:
     """Return the state that a client begins its turn with, its own to change.
 
@@ -173,6 +214,17 @@ def stack_states(states: Sequence[Any]) -> Any:
     if isinstance(first, list):
         return [stack_states(items) for items in zip(*states)]
     return torch.stack(list(states)) if isinstance(first, Tensor) else first
+
+
+def stack_turns(turns: Sequence[ObjectiveState], parameters: Sequence[Tensor]) -> ObjectiveState:
+    """Stack what C clients' ``turn_of`` a ``SharedObjective`` has, in the memory layout of the stacked parameters."""
+    stacked: ObjectiveState = {}
+    for name in turns[0]:
+        stacked[name] = tensors = [torch.empty_like(parameter.detach()) for parameter in parameters]
+        for position, turn in enumerate(turns):
+            for tensor, part in zip(tensors, turn[name]):
+                tensor[position].copy_(part)
+    return stacked
 
 
 def state_at(state: Any, position: int) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_lbgm.clients.base import ClientUpdate, RoundStart, TurnBuffers
 from lightning_lbgm.clients.errors import add_client
 from lightning_lbgm.clients.local import LocalLoop
-from lightning_lbgm.clients.objective_turn import copy_state, start_tensors, state_of
+from lightning_lbgm.clients.objective_turn import copy_state, turn_of
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.core.rng import derive_seed, seed_global_rng
 from lightning_lbgm.data.feed import LocalBatch
@@ -66,18 +66,18 @@ class SequentialTrainer:
         seed = derive_seed(start.seed, "client", round_index, client_id) if seed is None else seed
         seed_global_rng(seed, self.flat.device)
         objective, state = self._loop.objective, None
+        step_sizes: tuple[float, ...] = ()
         try:
             if objective is not None:
-                tensors = start_tensors(self.flat, start.params)
-                objective.begin(tensors, state_of(objective.objective, tensors, start.objective_state(client_id)))
+                objective.begin(*turn_of(objective.objective, self.flat, start, client_id))
             local = self._loop.train(batches)
             if objective is not None:
-                state = copy_state(objective.end(local.num_steps))
+                state, step_sizes = copy_state(objective.end(local.num_steps)), objective.step_sizes
         except Exception as error:
             add_client(error, round_index, client_id, self._loop.step_index, self.capture.batch_size)
             raise
         update = self.flat.update_from(start.params, self._update)
-        return ClientUpdate(client_id, local, update, self._buffers.changed(own=own), state)
+        return ClientUpdate(client_id, local, update, self._buffers.changed(own=own), state, step_sizes)
 
     def load(self, start: RoundStart) -> None:
         """Put what the round starts from into the module."""

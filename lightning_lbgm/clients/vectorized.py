@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_lbgm.clients.base import ClientUpdate, RoundStart
-from lightning_lbgm.clients.objective_turn import kind_of, start_tensors, state_of
-from lightning_lbgm.clients.objectives import ObjectiveState
+from lightning_lbgm.clients.objective_turn import kind_of, turn_of
+from lightning_lbgm.clients.objectives import ObjectiveState, SharedObjective
 from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vmap.batching import shapes_of, stack
 from lightning_lbgm.clients.vmap.chunk import ChunkResult, ChunkStep, ChunkTrainer
@@ -172,13 +172,13 @@ class VectorizedTrainer:
         return self._chunks.train(self._step, batches, own, start.params, names, check, draw_alike, states)
 
     def _state_of(self, client_id: int, start: RoundStart) -> ObjectiveState:
-        objective, flat = self._step.objective, self._sequential.flat
-        if objective is None:
-            return {}
-        return state_of(objective, start_tensors(flat, start.params), start.objective_state(client_id))
+        objective = self._step.objective
+        return {} if objective is None else turn_of(objective, self._sequential.flat, start, client_id)[1]
 
     def _shapes_of(self, client_id: int, batches: list[LocalBatch], start: RoundStart) -> tuple[object, ...] | None:
         try:
+            if isinstance(self._step.objective, SharedObjective):
+                return shapes_of(batches)  # what `correct` works with has the same shapes for all
             return (*shapes_of(batches), kind_of(self._state_of(client_id, start)))
         except CannotVectorize as error:
             self._fall_back(error)

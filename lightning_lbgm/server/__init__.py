@@ -2,5 +2,6 @@
 
 from lightning_lbgm.server.aggregation import Aggregator, WeightedMean
 from lightning_lbgm.server.median import CoordinateMedian
+from lightning_lbgm.server.presets import FedAdam, FedAvgM, FedYogi
 
-__all__ = ["Aggregator", "CoordinateMedian", "WeightedMean"]
+__all__ = ["Aggregator", "CoordinateMedian", "FedAdam", "FedAvgM", "FedYogi", "WeightedMean"]

@@ -94,20 +94,20 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
     """
     world = federation.world
     clients: dict[Any, Any]
-    on_disk = False
+    on_disk, is_complete = False, world.size == 1
     if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
         trained = federation.undo.trained if federation.in_round and federation.undo is not None else []
         clients = federation.clients.snapshot(clients_folder, without=trained)["skeletons"]
-        on_disk = True
+        on_disk, is_complete = True, is_complete and not trained
     elif federation.in_round and federation.undo is not None:
         clients = dict(sorted(federation.undo.before(federation.clients)))
     else:
         clients = dict(federation.clients)
     if world.size > 1 and world.is_open and not federation.in_round:
-        parts = world.gather_to_first(to_device(clients, "cpu"), "clients' state")
+        parts, is_complete = world.gather_to_first(to_device(clients, "cpu"), "clients' state"), True
         if world.rank == 0:
             clients = dict(sorted(item for part in parts for item in part.items()))
-    undo = federation.undo if federation.in_round else None
+    undo, objective = federation.undo if federation.in_round else None, federation.objective
     downlink = federation.downlink.state_dict() if undo is None else undo.downlink
     return {
         "version": VERSION,
@@ -121,6 +121,8 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
         "uses": federation.recency.order,
         **({"downlink": downlink} if downlink else {}),
         **_saved_sampling(federation),
+        # The server's part of an objective goes with all clients' or, in `load`, with none.
+        **({"objective": objective.state_dict()} if objective is not None and is_complete else {}),
     }
 
 
@@ -132,7 +134,7 @@ def load(federation: FederationState, state: dict[str, Any], work: Mapping[int, 
         state: The state.
         work: Each client's local work, to deal the clients to the processes. None: all the same.
     """
-    device, world = federation.flat.device, federation.world
+    device = federation.flat.device
     federation.round_index = state["round_index"]
     federation.seed = state["seed"]
     federation.ledger = Ledger.from_state(state["ledger"])
@@ -144,7 +146,18 @@ def load(federation: FederationState, state: dict[str, Any], work: Mapping[int, 
     if "downlink" in state:
         federation.downlink.load_state_dict(to_device(state["downlink"], device))
     federation.sampling = _restored_sampling(federation.sampler, state, device) or federation.sampling
-    clients = state["clients"]
+    if federation.objective is not None and "objective" in state:
+        federation.objective.load_state_dict(to_device(state["objective"], device))
+    _load_clients(federation, state["clients"], work)
+    if federation.objective is not None and "objective" not in state:
+        for client_id in list(federation.clients):
+            kept = federation.clients[client_id]
+            if kept.pop("objective", None) is not None:
+                federation.clients[client_id] = kept
+
+
+def _load_clients(federation: FederationState, clients: dict[Any, Any], work: Mapping[int, int] | None) -> None:
+    device, world = federation.flat.device, federation.world
     on_disk = is_index(clients)
     ids = sorted(clients["skeletons"] if on_disk else clients)
     ranks = deal(ids, [1 if work is None else work[k] for k in ids], {}, world.size)

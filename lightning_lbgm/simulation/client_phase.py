@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -74,6 +75,8 @@ class ClientPhase:
         self._undo = undo
         federation.server.begin_round(len(round_.cohort))
         federation.buffers.begin_round()
+        if federation.objective is not None:
+            federation.objective.begin_round()
         self._errors = CompressionError(federation.server.server_params) if measure_errors else None
         self._weights = client_weights(round_, federation.weighting)
         self._examples = dict(zip(round_.cohort, round_.num_examples))
@@ -98,7 +101,8 @@ class ClientPhase:
         held = self._send_down((*round_.cohort, *round_.dropped))
         if round_.num_available is not None:
             self.dropped = dropped_reports(round_, self._deliveries)
-        start = RoundStart(held, federation.seed, self._own_buffers, self._objective_state)
+        shared = {} if federation.objective is None else federation.objective.state
+        start = RoundStart(held, federation.seed, self._own_buffers, self._objective_state, shared)
         share = take_share(round_, federation.placement, federation.clients, federation.world, federation.flat.device)
         with isolated_rng(federation.flat.device):
             for update in trainer.run(share, start):
@@ -133,6 +137,8 @@ class ClientPhase:
         downlink, context = federation.downlink, Context(federation.round_index, {}, federation.seed)
         held = downlink.begin_round(federation.server.server_params, context, federation.buffers.downlink)
         self._deliveries = {client_id: downlink.deliver(client_id) for client_id in clients}
+        if federation.objective is not None and (bits := federation.objective.num_bits):
+            self._deliveries = {k: replace(sent, bits=sent.bits + bits) for k, sent in self._deliveries.items()}
         return held
 
     def _combine(self, capture: RoundLog) -> None:
@@ -149,6 +155,8 @@ class ClientPhase:
         self.reports = sorted((r for part in parts for r in part["reports"]), key=lambda report: report.client_id)
         sent = [weights[report.client_id] for report in self.reports if not report.rejected]
         federation.server.merge(world, sent)
+        if federation.objective is not None:
+            federation.objective.merge(world)
         if self._errors is not None:
             self._errors.combine(world.all_reduce_sum)
         federation.buffers.combine([part["buffers"] for part in parts], world.all_reduce_sum)
@@ -195,6 +203,9 @@ class ClientPhase:
             received = federation.channel.send(client_id, update, buffers, context, state["uplink"])
             if received is not None:
                 federation.server.receive(received.update, weight)
+                if federation.objective is not None:
+                    kept = federation.objective.receive(state.get("objective"), received.update, result.step_sizes)
+                    state.update({"objective": kept} if kept else {})
                 if self._errors is not None:
                     squared_error = self._errors.receive(result.update, received.update, weight)
                 if received.buffers:

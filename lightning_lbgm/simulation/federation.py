@@ -21,6 +21,7 @@ from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.reports.reports import Broadcast, ClientReport, RoundReport
 from lightning_lbgm.server.buffers import Buffers
+from lightning_lbgm.server.objective import ServerObjective
 from lightning_lbgm.server.server import Server
 from lightning_lbgm.simulation.client_phase import ClientPhase
 from lightning_lbgm.simulation.client_store import open_client_states
@@ -53,6 +54,7 @@ class Federation:
         store: Where clients' states are kept: ``"memory"`` or a directory.
         capacity: Clients of which both ends remember what was sent; None: all.
         sampler: What draws the cohorts, and learns from the rounds; None: nothing learns.
+        objective: The server's part of the clients' local objective; None if it has none.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Federation:
         store: str = "memory",
         capacity: int | None = None,
         sampler: Sampler | None = None,
+        objective: ServerObjective | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
@@ -77,6 +80,7 @@ class Federation:
         self.downlink = downlink or WholeModel()
         self.server = server
         self.buffers = buffers
+        self.objective = objective
         self.weighting = weighting
         self.seed = seed
         self.world = world or World()
@@ -141,6 +145,8 @@ class Federation:
         reports, mean_update = phase.reports, self.server.finish()
         self._end_uplink_round(mean_update, reports)
         error = phase.error(mean_update)
+        if self.objective is not None and mean_update is not None:
+            self.objective.finish(mean_update)
         norm = self.server.step()
         self.buffers.finish_round(self.server.total_weight)
         broadcast = self.downlink.last

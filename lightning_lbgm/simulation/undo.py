@@ -13,6 +13,7 @@ from lightning_lbgm.protocol.downlink import Downlink
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.buffers import Buffers
+from lightning_lbgm.server.objective import ServerObjective
 from lightning_lbgm.server.server import Server
 
 __all__ = ["RoundState", "RoundUndo"]
@@ -33,6 +34,7 @@ class RoundState(Protocol):
         clients: The states of this rank's clients.
         server: Its own undo is called.
         buffers: Their own undo is called.
+        objective: Its own undo is called, if the server has a part in the local objective.
         downlink: What clients hold.
         sampler: What draws the cohorts, if it learns.
         sampling: The sampler's state, which no round changes: it makes a new one.
@@ -46,6 +48,7 @@ class RoundState(Protocol):
     clients: MutableMapping[int, Any]
     server: Server
     buffers: Buffers
+    objective: ServerObjective | None
     downlink: Downlink
     sampler: Sampler | None
     sampling: SamplerState
@@ -111,7 +114,8 @@ class RoundUndo:
     def settle(self, client_id: int, state: dict[str, Any]) -> None:
         """Let go of what was remembered of a client if it takes too much memory beside its new state."""
         kept = self._clients.get(client_id)
-        if isinstance(kept, _Kept):
+        # A shared objective's states belong together: one client's cannot be let go of alone.
+        if isinstance(kept, _Kept) and self._federation.objective is None:
             self._kept_bytes += (size := kept.bytes_beside(state))
             if self._kept_bytes > _MAX_KEPT_BYTES:
                 self._kept_bytes -= size
@@ -136,6 +140,8 @@ class RoundUndo:
         federation = self._federation
         federation.server.undo()
         federation.buffers.undo()
+        if federation.objective is not None:
+            federation.objective.undo()
         federation.downlink.load_state_dict(self.downlink)
         for name, value in self._fields.items():
             setattr(federation, name, value)

@@ -40,10 +40,14 @@ def local_step(
         objective: Corrects the gradients after each backward pass, before ``on_before_optimizer_step`` and clipping.
 
     Raises:
-        MisconfigurationException: If the optimizer compares losses, which do not have the objective's term.
+        MisconfigurationException: If the optimizer compares losses, which do not have the objective's term, or the
+            objective cannot go with it.
     """
     if objective is not None:
         _refuse_line_search(optimizer)
+        obstacle = objective.objective.obstacle(optimizer)
+        if obstacle is not None:
+            raise MisconfigurationException(obstacle)
     precision = trainer.precision_plugin
     hooked = bool(overridden_step_hooks(trainer, module))
     training_step = module.training_step if takes_index else lambda batch, index: module.training_step(batch)

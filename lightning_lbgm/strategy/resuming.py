@@ -32,6 +32,11 @@ def resume(settings: Settings, federation: Federation, feed: Feed, restored: dic
         load(federation, restored, work)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise damaged(None, f"{type(error).__name__}: {error}") from error
+    if federation.objective is not None and "objective" in identity and "objective" not in restored:
+        rank_zero_warn(
+            f"The checkpoint was made within a round and lacks what some clients keep for `objective="
+            f"{settings.objective!r}`: all of them, and the server, start anew with it."
+        )
     if "server_lr" in identity and not is_same(identity["server_lr"], current["server_lr"]):
         # Restoring an optimizer's state brings back the checkpoint's rate, which would hold instead of the new one.
         _warn_of_rate(identity["server_lr"], current["server_lr"])

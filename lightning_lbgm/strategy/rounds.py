@@ -198,7 +198,7 @@ class RoundsStrategy(CheckpointingStrategy):
             warn_of_zero_rate(round_.index)
         transfer = batch_transfer(trainer, module, super().batch_to_device)
         wanted = session.settings.objective
-        objective = None if wanted is None else ObjectiveTurn(wanted, federation.flat.parameters)
+        objective = None if wanted is None else ObjectiveTurn(wanted, federation.flat.parameters, optimizer)
         step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward, objective)
         capture = LogCapture(LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with captured_log(module, capture), noted_extra_outputs() as extra:

@@ -12,12 +12,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
+from lightning_lbgm.clients.objectives import SharedObjective
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.data.feed import Feed
 from lightning_lbgm.protocol.downlink import DownlinkServer
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.buffers import Buffers
+from lightning_lbgm.server.objective import ServerObjective
 from lightning_lbgm.server.server import Server
 from lightning_lbgm.simulation.checkpoint import VERSION
 from lightning_lbgm.simulation.federation import Federation
@@ -118,10 +120,13 @@ class Session:
             flat = FlatParameters(module)
         except ValueError as error:
             raise MisconfigurationException(f"`{type(module).__name__}` cannot be federated. {error}") from error
+        server, objective = Server(flat, settings.server_optimizer, settings.aggregation), None
+        if isinstance(settings.objective, SharedObjective):
+            objective = ServerObjective(settings.objective, feed.num_clients, server.server_params)
         federation = Federation(
             flat,
             settings.uplink,
-            Server(flat, settings.server_optimizer, settings.aggregation),
+            server,
             Buffers(module, settings.buffers),
             settings.weighting,
             self.seed,
@@ -130,6 +135,7 @@ class Session:
             store=settings.store,
             capacity=settings.capacity,
             sampler=settings.participation.sampler,
+            objective=objective,
         )
         self.identity = settings.identify(federation, feed, VERSION)
         restored, self.restored = self.restored, None

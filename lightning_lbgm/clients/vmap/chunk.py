@@ -17,9 +17,10 @@ from lightning_lbgm.clients.objective_turn import (
     ObjectiveTurn,
     check_stacked,
     stack_states,
+    stack_turns,
     state_at,
 )
-from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState
+from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState, SharedObjective
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.vmap.batching import SplitBatch
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, no_metric_updates
@@ -79,6 +80,7 @@ class ChunkResult:
         buffers: The clients' buffers by name, each of shape ``(C, ...)``.
         log: What they logged.
         objective: The stacked state of their local objective after the turn; None if there is none.
+        step_sizes: Sums of the learning rates, as in ``ClientUpdate``.
     """
 
     params: list[Tensor]
@@ -86,6 +88,7 @@ class ChunkResult:
     log: ChunkLog
     local: LocalResult = field(default_factory=LocalResult)
     objective: ObjectiveState | None = None
+    step_sizes: tuple[float, ...] = ()
 
 
 class ChunkTrainer:
@@ -150,10 +153,12 @@ class ChunkTrainer:
         with no_metric_updates(self.module):
             params = self._load(start_params, len(own_buffers))
             optimizer = self._make_optimizer(step, params)
-            objective = None if step.objective is None else ObjectiveTurn(step.objective, params)
+            objective = None if step.objective is None else ObjectiveTurn(step.objective, params, optimizer)
             if objective is not None:
                 # Copies in the memory layout of the stacked parameters: others would be transposed at every step.
-                objective.begin([stacked[0].detach().clone() for stacked in params], stack_states(states))
+                shares = isinstance(step.objective, SharedObjective)
+                turns = stack_turns(states, params) if shares else stack_states(states)
+                objective.begin([stacked[0].detach().clone() for stacked in params], turns)
             result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
             self._call.argument_names = argument_names
             for index, batch in enumerate(batches):
@@ -176,6 +181,7 @@ class ChunkTrainer:
             if objective is not None:
                 result.objective = objective.end(result.local.num_steps)
                 check_stacked(result.objective, len(own_buffers))
+                result.step_sizes = objective.step_sizes
         return result
 
     @torch.no_grad()
@@ -188,7 +194,8 @@ class ChunkTrainer:
         loss_sum = None if result.local.loss_sum is None else result.local.loss_sum[position]
         local = replace(result.local, loss_sum=loss_sum)
         changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
-        return ClientUpdate(client_id, local, self._update, changed, state_at(result.objective, position))
+        state = state_at(result.objective, position)
+        return ClientUpdate(client_id, local, self._update, changed, state, result.step_sizes)
 
     def _functional(
         self, params: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]

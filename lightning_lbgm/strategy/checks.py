@@ -28,6 +28,7 @@ __all__ = [
     "warn_of_changed_parameters",
     "warn_of_own_buffers",
     "warn_of_unaveraged",
+    "warn_of_untrained_personal",
 ]
 
 
@@ -140,6 +141,16 @@ def warn_of_own_buffers(names: list[str]) -> None:
         rank_zero_warn(
             f"`LBGMFederated(buffers='client')`: each client keeps its own buffers (such as {names[0]!r}) and the"
             " global model's are never trained, so its validation in eval mode says little."
+        )
+
+
+def warn_of_untrained_personal(names: list[str]) -> None:
+    """Warn that the clients' personal parameters leave the global model's untrained."""
+    if names:
+        rank_zero_warn(
+            f"`LBGMFederated(personal=...)`: each client keeps its own of {len(names)} parameters (such as"
+            f" {names[0]!r}), and those of the global model stay as they are, so its validation says little. Judge the"
+            " clients instead, each with its own: the callback `ClientEvaluation` does."
         )
 
 

@@ -104,7 +104,8 @@ class PersonalParameters:
         self.settings = settings
         self._known: dict[str, bool] = {}
         names = dict(_named(module))
-        self._check_patterns(list(names))
+        unset = [f"{owner}.{key}".removeprefix(".") for owner, part in module.named_modules() for key in part._buffers]
+        self._check_patterns(list(dict.fromkeys([*names, *unset])))
         owners: dict[int, str] = {}
         for name, tensor in names.items():
             known = owners.setdefault(id(tensor), name)

@@ -39,6 +39,7 @@ from lightning_lbgm.strategy.checks import (
     check_finders,
     check_fit,
     check_limits,
+    check_personal_steps,
     warn_of_own_buffers,
     warn_of_unaveraged,
     warn_of_untrained_personal,
@@ -171,6 +172,9 @@ class RoundsStrategy(CheckpointingStrategy):
         federation = session.begin(trainer, module, self.world)
         if session.settings.buffers == "client":
             warn_of_own_buffers(federation.buffers.names)
+        personal = session.settings.personal
+        if personal is not None and personal.steps is not None:
+            check_personal_steps(personal.steps, [feed.num_steps(k) for k in range(feed.num_clients)])
         if trainer.enable_validation:
             warn_of_untrained_personal(list(federation.buffers.personal()))
         session.begin_trial(extend_learning_rate_trial(trainer))

@@ -128,9 +128,9 @@ def far_device():
             _far_seeds.add(made.initial_seed())
         return made
 
-    def find_obstacle(trainer, module, optimizer, flat):
+    def find_obstacle(trainer, module, optimizer, flat, personal=()):
         known = SimpleNamespace(device=torch.device("cpu"), parameters=flat.parameters)
-        return find(trainer, module, optimizer, known)
+        return find(trainer, module, optimizer, known, personal)
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch, "tensor", tensor))

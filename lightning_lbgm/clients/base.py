@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_lbgm.clients.log import RoundLog
 from lightning_lbgm.clients.objectives import ObjectiveState
@@ -57,7 +57,7 @@ class ClientUpdate:
         client_id: The client.
         local: What its training amounts to.
         update: ``g_k = theta - theta_k``, shape ``(M,)``.
-        buffers: The float buffers that its training changed, by name.
+        buffers: The buffers that its training changed, and its personal parameters, by name.
         objective: The state of its local objective after the turn, a copy; None if there is none, or if the server has
             a part in it, because then the state follows from the decoded update.
         step_sizes: For each parameter the sum of the learning rates of its local steps, if the server has a part in
@@ -79,7 +79,7 @@ class RoundStart:
     Attributes:
         params: What clients hold of the global parameters theta, shape ``(M,)``: theta itself without a downlink chain.
         seed: The run's seed.
-        own_buffers: Returns the buffers that a client has kept for itself, or None.
+        own_buffers: Returns the buffers and personal parameters that a client has kept for itself, by name, or None.
         objective_state: Returns the state of a client's local objective, not to be changed, or None.
         shared_objective: The server's state of it, not to be changed; empty if there is none.
     """
@@ -92,13 +92,19 @@ class RoundStart:
 
 
 class TurnBuffers(Protocol):
-    """The module's tensors besides the trainable ones, as a client's turn starts with them and changes them."""
+    """The module's tensors besides the shared parameters, as a client's turn starts with them and changes them."""
 
     def load(self, own: Mapping[str, Tensor] | None = None) -> None:
         """Set the module's to the server's, or to the client's own if it has some."""
 
     def start(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor] | None:
         """Return the buffers alone that ``load`` would set, not copied; None if a client's own go beyond them."""
+
+    def personal(self) -> dict[str, nn.Parameter]:
+        """Return the module's personal parameters that are trained, by name."""
+
+    def start_personal(self, own: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Return the values of ``personal`` that ``load`` would set, in order, not copied."""
 
     def changed(
         self, current: Mapping[str, Tensor] | None = None, own: Mapping[str, Tensor] | None = None

@@ -12,6 +12,7 @@ from lightning_lbgm.clients.base import LocalResult
 from lightning_lbgm.clients.log import RoundLog
 from lightning_lbgm.clients.objective_turn import ObjectiveTurn
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
+from lightning_lbgm.clients.personal import Alternation
 from lightning_lbgm.data.feed import LocalBatch
 
 __all__ = ["LocalLoop", "LocalStep", "copy_hyperparameter"]
@@ -31,6 +32,7 @@ class LocalLoop:
         capture: Told the size of each batch.
         start: The optimizer's starting state. None: it is as good as new now.
         objective: Applies the local objective in ``step``, if there is one.
+        alternation: Tells which parameters ``step`` changes, if not all.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class LocalLoop:
         capture: RoundLog,
         start: OptimizerStart | None = None,
         objective: ObjectiveTurn | None = None,
+        alternation: Alternation | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.capture = capture
         self.start = start or OptimizerStart(optimizer)
         self.objective = objective
+        self.alternation = alternation
         self.step_index = 0  # of the client at hand
         self._step = step
         self._hyperparameters = [

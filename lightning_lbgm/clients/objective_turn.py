@@ -94,12 +94,13 @@ class ObjectiveTurn:
         """End the turn; return the state after it, or None if there is none.
 
         Args:
-            num_steps: Local steps made.
+            num_steps: Local steps that have changed the parameters; if there was none, the objective is not asked.
         """
         state, self._state = self._state, {}
         if self._rates is not None:
             return None  # its state follows from the decoded update
-        self.objective.end_turn(self._parameters, self._start, state, num_steps)
+        if num_steps:
+            self.objective.end_turn(self._parameters, self._start, state, num_steps)
         return state or None
 
     @property

@@ -23,8 +23,8 @@ class SequentialTrainer:
 
     Args:
         local_loop: Makes the local steps.
-        flat: The trainable parameters.
-        buffers: The module's buffers.
+        flat: The shared parameters.
+        buffers: The module's other tensors.
         update: The vector, shape ``(M,)``.
     """
 
@@ -32,7 +32,7 @@ class SequentialTrainer:
         self.capture = local_loop.capture
         self._loop = local_loop
         self.flat = flat
-        self._buffers = buffers
+        self.buffers = buffers
         self._update = update
 
     def run(self, round_: Round, start: RoundStart) -> Iterator[ClientUpdate]:
@@ -62,7 +62,7 @@ class SequentialTrainer:
         """
         own = start.own_buffers(client_id)
         self.flat.write(start.params)
-        self._buffers.load(own)
+        self.buffers.load(own)
         seed = derive_seed(start.seed, "client", round_index, client_id) if seed is None else seed
         seed_global_rng(seed, self.flat.device)
         objective, state = self._loop.objective, None
@@ -72,21 +72,23 @@ class SequentialTrainer:
                 objective.begin(*turn_of(objective.objective, self.flat, start, client_id))
             local = self._loop.train(batches)
             if objective is not None:
-                state, step_sizes = copy_state(objective.end(local.num_steps)), objective.step_sizes
+                alternation = self._loop.alternation
+                shared = local.num_steps if alternation is None else alternation.num_shared(local.num_steps)
+                state, step_sizes = copy_state(objective.end(shared)), objective.step_sizes
         except Exception as error:
             add_client(error, round_index, client_id, self._loop.step_index, self.capture.batch_size)
             raise
         update = self.flat.update_from(start.params, self._update)
-        return ClientUpdate(client_id, local, update, self._buffers.changed(own=own), state, step_sizes)
+        return ClientUpdate(client_id, local, update, self.buffers.changed(own=own), state, step_sizes)
 
     def load(self, start: RoundStart) -> None:
         """Put what the round starts from into the module."""
         self.flat.write(start.params)
-        self._buffers.load()
+        self.buffers.load()
 
     def changed_in_module(self, frozen_only: bool = False) -> str | None:
         """Return the name of a buffer or frozen parameter of the module that is not the round's start's, or None."""
-        return self._buffers.differs(frozen_only)
+        return self.buffers.differs(frozen_only)
 
     def finish(self) -> None:
         """Leave a fresh optimizer behind."""

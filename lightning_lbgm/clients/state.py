@@ -1,4 +1,4 @@
-"""Module state besides the trainable parameters: buffers and frozen parameters that a client's turn may change."""
+"""Module state besides the shared parameters: what a client's turn may change of buffers, frozen and personal ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from lightning_lbgm.clients.personal import PersonalParameters
 
 __all__ = ["ModuleState", "Saved", "same_values"]
 
@@ -43,19 +45,22 @@ class ModuleState:
     """Remember a module's buffers and frozen parameters, and put them back.
 
     Buffers of every kind are meant (float, integer, persistent or not, also those that a step makes, resizes, replaces
-    or removes), and parameters without ``requires_grad``, such as a momentum encoder. The module's own tensor objects
-    stay in place, so compiled modules and aliases keep working.
+    or removes), and parameters without ``requires_grad``, such as a momentum encoder; of the trainable parameters those
+    that are personal. The module's own tensor objects stay in place, so compiled modules and aliases keep working.
 
     Args:
         module: The module.
+        personal: Which trainable parameters are personal. None: none.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, personal: PersonalParameters | None = None) -> None:
         self.module = module
+        self._rule = personal
         self.values: dict[str, Tensor] = {}  # copies, by name
         self._own: dict[str, Tensor] = {}  # the module's tensor objects, by name
         self._places: list[_Place] = []
         self._frozen: list[str] = []
+        self._personal: list[str] = []
         self._pointers: dict[str, int] = {}
         self._trainable: list[nn.Parameter] = []
 
@@ -69,7 +74,9 @@ class ModuleState:
         ]
         parameters = list(self.module.named_parameters())
         self._frozen = [name for name, parameter in parameters if not parameter.requires_grad]
-        self._trainable = [parameter for _, parameter in parameters if parameter.requires_grad]
+        self._personal = [] if self._rule is None else list(self._rule.trainable())
+        personal = set(self._personal)
+        self._trainable = [p for name, p in parameters if p.requires_grad and name not in personal]
         self._own = self._current()
         for name, tensor in self._own.items():
             old = kept.get(name)
@@ -89,7 +96,7 @@ class ModuleState:
         for place in self._places:
             place.restore()
             if own is not None:
-                for key in place.keys_of(own.keys() - self.values.keys()):
+                for key in place.keys_of(own.keys() - self.values.keys()):  # no parameters: they are among the values
                     place.part._buffers[key] = own[f"{place.name}.{key}" if place.name else key].clone()
         if not self._own:
             return
@@ -156,9 +163,13 @@ class ModuleState:
         """Whether a name is that of a frozen parameter."""
         return name in self._frozen
 
+    def is_trained(self, name: str) -> bool:
+        """Whether a name is that of a personal parameter that is trained."""
+        return name in self._personal
+
     def _current(self) -> dict[str, Tensor]:
         tensors = dict(self.module.named_buffers())
-        for name in self._frozen:
+        for name in (*self._frozen, *self._personal):
             tensors[name] = self.module.get_parameter(name)
         return tensors
 

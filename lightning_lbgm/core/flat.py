@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,11 @@ class FlatParameters:
 
     Args:
         module: The module. Its set of trainable parameters is fixed here; see ``is_current``.
+        apart: Called with a parameter's name and the parameter; those for which it is true are left out. None: none.
 
     Raises:
-        ValueError: If nothing is trainable, or a parameter is uninitialised, complex or on another device.
+        ValueError: If nothing is trainable, or nothing is left, or a parameter is uninitialised, complex or on another
+            device.
 
     Examples:
         >>> module = nn.Linear(2, 1)
@@ -39,17 +42,24 @@ class FlatParameters:
         ([[1.0, 2.0]], [1.0, 2.0, 3.0])
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        for name, parameter in named:
+    def __init__(self, module: nn.Module, apart: Callable[[str, Tensor], bool] | None = None) -> None:
+        self._apart = apart
+        trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        for name, parameter in trainable:
             if isinstance(parameter, UninitializedParameter):
                 raise ValueError(
                     f"Parameter {name!r} is not initialised yet. Run one forward pass of the lazy module before `fit`."
                 )
             if parameter.is_complex():
                 raise ValueError(f"Parameter {name!r} is complex ({parameter.dtype}): only real ones can be federated.")
-        if not named:
+        if not trainable:
             raise ValueError("The module has no trainable parameter: set `requires_grad=True` on what is to be learnt.")
+        named = trainable if apart is None else [(name, p) for name, p in trainable if not apart(name, p)]
+        if not named:
+            raise ValueError(
+                f"All of its {len(trainable)} trainable parameters are personal, so nothing is left for clients to"
+                " share: let `personal` match fewer of them."
+            )
         self.names = tuple(name for name, _ in named)
         self.parameters = [parameter for _, parameter in named]
         self.layout = Layout(parameter.shape for parameter in self.parameters)
@@ -65,7 +75,10 @@ class FlatParameters:
 
     def is_current(self, module: nn.Module) -> bool:
         """Whether the module's trainable parameters are still the ones seen at construction, in dtype too."""
-        trainable = [p for p in module.parameters() if p.requires_grad]
+        if self._apart is None:
+            trainable = [p for p in module.parameters() if p.requires_grad]
+        else:
+            trainable = [p for n, p in module.named_parameters() if p.requires_grad and not self._apart(n, p)]
         return len(trainable) == len(self.parameters) and all(
             new is old and new.dtype == dtype for new, old, dtype in zip(trainable, self.parameters, self._dtypes)
         )

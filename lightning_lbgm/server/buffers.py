@@ -1,4 +1,7 @@
-"""Buffer policy: buffers and frozen parameters are averaged, stay the server's, or are each client's own."""
+"""Buffer policy: buffers and frozen parameters are averaged, stay the server's, or are each client's own.
+
+Personal parameters are always each client's own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_lbgm.clients.own import OwnValues
+from lightning_lbgm.clients.personal import PersonalParameters
 from lightning_lbgm.clients.state import ModuleState, Saved
 
 __all__ = ["BufferMode", "Buffers"]
@@ -46,15 +51,23 @@ class Buffers:
     - ``"client"``: each client keeps its own, of every kind, from round to round; nothing is sent, and the server's
       stay as they are.
 
+    What is personal is each client's own in any mode: buffers and frozen parameters as with ``"client"``, and trainable
+    parameters, which are treated here because they are not among those that clients share.
+
     Args:
         module: The module whose buffers are meant.
         mode: One of the three.
+        personal: What is personal. None: nothing.
+
+    Attributes:
+        own: Tells what clients keep for themselves.
     """
 
-    def __init__(self, module: nn.Module, mode: BufferMode) -> None:
+    def __init__(self, module: nn.Module, mode: BufferMode, personal: PersonalParameters | None = None) -> None:
         self.module = module
         self.mode = mode
-        self._state = ModuleState(module)
+        self.own = OwnValues(mode == "client", personal)
+        self._state = ModuleState(module, personal)
         self._state.capture()
         # The base class's method: a user's override may leave buffers out of the checkpoint, not out of the model.
         persistent = set(nn.Module.state_dict(module))
@@ -65,7 +78,9 @@ class Buffers:
             for name, part in module.named_modules()
             if isinstance(part, nn.modules.batchnorm._NormBase)
         }
-        self.names = [name for name, buffer in module.named_buffers() if buffer.is_floating_point()]
+        self.names = [
+            name for name, b in module.named_buffers() if b.is_floating_point() and not self.own.is_personal(name, b)
+        ]
         self._moving: set[str] = set()  # what was averaged once, and so travels from then on
         self._before: tuple[set[str], Saved] = (set(), self._state.save())
         self._sums: dict[str, _Sum] = {}
@@ -84,7 +99,8 @@ class Buffers:
             return {}
         values = self._state.values
         sent = {name for name in self._kept & values.keys() if values[name].is_floating_point()} | self._moving
-        return {name: values[name] for name in sorted(sent & values.keys())}
+        sent = {name for name in sent & values.keys() if not self.own.is_personal(name, values[name])}
+        return {name: values[name] for name in sorted(sent)}
 
     def begin_round(self) -> None:
         """Remember the module's buffers as the server's."""
@@ -108,28 +124,43 @@ class Buffers:
 
     def start(self, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor] | None:
         """Return the buffers alone that ``load`` would set, not copied; None if a client's own go beyond them."""
-        values = self._state.values
-        if any(name not in values or self._state.is_frozen(name) for name in own or {}):
+        values, state = self._state.values, self._state
+        if any(name not in values or state.is_frozen(name) for name in own or {}):
             return None
-        named = {name: value for name, value in values.items() if not self._state.is_frozen(name)}
-        return {**named, **(own or {})}
+        named = {name: value for name, value in values.items() if not state.is_frozen(name)}
+        named.update(own or {})
+        return {name: value for name, value in named.items() if not state.is_trained(name)}
+
+    def personal(self) -> dict[str, nn.Parameter]:
+        """Return the module's personal parameters that are trained, by name."""
+        return self.own.personal()
+
+    def start_personal(self, own: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Return the values of ``personal`` that ``load`` would set, in order, not copied."""
+        own, values = own or {}, self._state.values
+        return [own[name] if name in own else values[name] for name in self.personal()]
 
     def changed(
         self, current: Mapping[str, Tensor] | None = None, own: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Return what is sent, or kept by the client, by name: not copied.
+        """Return what is sent, or kept by the client, by name: not copied; ``own.part`` parts them.
 
         Args:
-            current: All buffers of a client. None: the module's own tensors.
-            own: The buffers that the client has kept for itself so far.
+            current: All buffers and personal parameters of a client. None: the module's own tensors.
+            own: What the client has kept for itself so far.
         """
-        if self.mode == "server":
+        if self.mode == "server" and not self.own.is_any:
             return {}
+        changed = self._state.changed(current, always=(*(own or ()), *self.personal()))
         if self.mode == "client":
-            return dict(self._state.changed(current, always=(own or {}).keys()))
+            return dict(changed)
         found = {}
-        for name, tensor in self._state.changed(current):
-            if tensor.is_floating_point():
+        for name, tensor in changed:
+            if self.own.is_personal(name, tensor):
+                found[name] = tensor
+            elif self.mode == "server":
+                continue
+            elif tensor.is_floating_point():
                 found[name] = tensor
             elif name not in self._counters:
                 self._unfit[name] = f"of dtype {str(tensor.dtype).removeprefix('torch.')}"

@@ -48,6 +48,9 @@ class Simulated(RoundState, Protocol):
     seed: int
     world: World
 
+    def own_values(self, client_id: int) -> dict[str, Tensor] | None:
+        """Return what a client keeps for itself of parameters and buffers, by name; None if there is nothing."""
+
 
 class ClientPhase:
     """The clients' part of one round.
@@ -166,15 +169,13 @@ class ClientPhase:
     def _forget(self, client_id: int) -> None:
         """Let both ends forget a client's look-back gradients."""
         state = self._federation.clients.get(client_id)
-        if state is not None:
+        if state is not None and "uplink" in state:
             self._undo.remember(client_id, state)
             self._federation.channel.forget(state["uplink"])
             self._federation.clients[client_id] = state
 
     def _own_buffers(self, client_id: int) -> dict[str, Tensor] | None:
-        if self._federation.buffers.mode != "client":
-            return None
-        return self._federation.clients.get(client_id, {}).get("buffers")
+        return self._federation.own_values(client_id)
 
     def _objective_state(self, client_id: int) -> dict[str, Any] | None:
         return self._federation.clients.get(client_id, {}).get("objective")
@@ -193,15 +194,16 @@ class ClientPhase:
         dense_bits = 0
         squared_error = math.nan
         if finite and federation.buffers.is_sound(buffers):
-            state = known or {"uplink": federation.channel.init()}
-            if federation.buffers.mode == "client":
-                state["buffers"] = {name: buffer.clone() for name, buffer in buffers.items()}
-                buffers = {}
+            state = known or {}
+            if "uplink" not in state:
+                state["uplink"] = federation.channel.init()
+            kept, buffers = federation.buffers.own.part(buffers)
             if result.objective is not None:
                 state["objective"] = result.objective
             context = Context(federation.round_index, federation.shared, federation.seed, (client_id,))
             received = federation.channel.send(client_id, update, buffers, context, state["uplink"])
             if received is not None:
+                state.update(kept)
                 federation.server.receive(received.update, weight)
                 if federation.objective is not None:
                     kept = federation.objective.receive(state.get("objective"), received.update, result.step_sizes)

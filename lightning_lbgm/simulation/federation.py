@@ -188,6 +188,36 @@ class Federation:
         # No client has the number -1: what the server draws is independent of what they do.
         self.uplink.end_round(self.shared, result, Context(self.round_index, self.shared, self.seed, (-1,)))
 
+    def own_values(self, client_id: int) -> dict[str, Tensor] | None:
+        """Return what a client keeps for itself of parameters and buffers, by name; None if there is nothing.
+
+        Of several processes, the client's own has it.
+        """
+        own = self.buffers.own
+        return own.of(self.clients[client_id]) if own.is_any and client_id in self.clients else None
+
+    @contextmanager
+    def client_model(self, client_id: int) -> Iterator[None]:
+        """Put a client's own parameters and buffers into the module for a while; the rest stays as it is there."""
+        before = self.buffers.read()
+        self.buffers.load({**before, **(self.own_values(client_id) or {})})
+        try:
+            yield
+        finally:
+            self.buffers.load(before)
+
+    def take_personal(self, other: Federation) -> None:
+        """Take over what another federation's clients keep as personal, as far as it fits, and their places."""
+        if not self.buffers.own.has_personal:
+            return
+        module = self.buffers.module
+        kinds = {name: (t.shape, t.dtype) for name, t in (*module.named_parameters(), *module.named_buffers())}
+        for client_id, state in other.clients.items():
+            values = {n: t for n, t in state.get("personal", {}).items() if kinds.get(n) == (t.shape, t.dtype)}
+            if values:
+                self.clients[client_id] = {"personal": values}
+        self.placement = dict(other.placement)
+
     @contextmanager
     def global_model(self) -> Iterator[None]:
         """Put the global parameters and buffers into the module for a while, if a client trains on it now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,7 +20,6 @@ from lightning_lbgm.server.server import Server
 __all__ = ["RoundState", "RoundUndo"]
 
 _MAX_KEPT_BYTES = 2**30
-_LOST = object()
 
 
 class RoundState(Protocol):
@@ -70,12 +70,27 @@ class _Kept:
         copied: dict[str, Any] = _copy_containers(self._state)
         return copied
 
+    @property
+    def personal(self) -> dict[str, Tensor] | None:
+        """The client's personal parameters, which nobody writes to; None if it has none."""
+        return self._state.get("personal")
+
     def bytes_beside(self, state: dict[str, Any]) -> int:
-        """Return the bytes that are kept only for this, because the new state has other tensors."""
+        """Return the bytes that are kept only for this, because the new state has other tensors.
+
+        Personal parameters do not count: they are kept in any case.
+        """
         if not self._versions:
             return 0
-        used = set(map(id, _tensors(state)))
+        used = set(map(id, _tensors(state))) | set(map(id, _tensors(self.personal or {})))
         return sum(tensor.nbytes for tensor, _ in self._versions if id(tensor) not in used)
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """What is left of a client's state that took too much memory: its personal parameters, if it has some."""
+
+    personal: dict[str, Tensor] | None
 
 
 class RoundUndo:
@@ -83,7 +98,7 @@ class RoundUndo:
 
     A client's old tensors are kept as long as they are at most 1 GiB together and the uplink's stages write new ones
     instead of changing them; else ``restore`` lets that client forget what it has sent, so that its next update goes
-    in full.
+    in full. Its personal parameters it has in any case.
 
     Args:
         federation: What to remember.
@@ -103,7 +118,7 @@ class RoundUndo:
         self._ledger = federation.ledger.state_dict()
         self._order = federation.recency.order
         self.downlink = federation.downlink.state_dict()
-        self._clients: dict[int, Any] = {}
+        self._clients: dict[int, _Kept | _Lost | None] = {}
         self._kept_bytes = 0
 
     def remember(self, client_id: int, state: dict[str, Any] | None) -> None:
@@ -119,7 +134,7 @@ class RoundUndo:
             self._kept_bytes += (size := kept.bytes_beside(state))
             if self._kept_bytes > _MAX_KEPT_BYTES:
                 self._kept_bytes -= size
-                self._clients[client_id] = _LOST
+                self._clients[client_id] = _Lost(kept.personal)
 
     def before(self, clients: Mapping[int, Any]) -> Iterator[tuple[int, Any]]:
         """Yield the clients' states as of the round's start, without those that are lost."""
@@ -127,8 +142,8 @@ class RoundUndo:
             if client_id not in self._clients:
                 yield client_id, state
         for client_id, kept in self._clients.items():
-            if isinstance(kept, _Kept) and kept.is_whole:
-                yield client_id, kept.state()
+            if (state := _state_of(kept)) is not None:
+                yield client_id, state
 
     @property
     def trained(self) -> list[int]:
@@ -150,12 +165,19 @@ class RoundUndo:
         federation.recency.undo(self._order)
         lost = 0
         for client_id, kept in self._clients.items():
-            if isinstance(kept, _Kept) and kept.is_whole:
-                federation.clients[client_id] = kept.state()
+            if (state := _state_of(kept)) is not None:
+                federation.clients[client_id] = state
             else:
                 federation.clients.pop(client_id, None)
-                lost += kept is not None
+            lost += kept is not None and not (isinstance(kept, _Kept) and kept.is_whole)
         return lost
+
+
+def _state_of(kept: _Kept | _Lost | None) -> dict[str, Any] | None:
+    """Return what there is of a client's old state: all, its personal parameters alone, or nothing."""
+    if isinstance(kept, _Kept) and kept.is_whole:
+        return kept.state()
+    return None if kept is None or kept.personal is None else {"personal": dict(kept.personal)}
 
 
 def _copy_containers(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,10 +25,12 @@ __all__ = [
     "check_finders",
     "check_fit",
     "check_limits",
+    "check_personal_steps",
     "takes_batch_index",
     "warn_of_changed_parameters",
     "warn_of_own_buffers",
     "warn_of_unaveraged",
+    "warn_of_untrained_personal",
 ]
 
 
@@ -134,12 +137,43 @@ def check_finders(trainer: pl.Trainer) -> None:
                 )
 
 
+def check_personal_steps(personal_steps: int, num_steps: Sequence[int]) -> None:
+    """Refuse ``personal_steps`` that leaves no client a step for the shared parameters; warn if it is some clients.
+
+    Args:
+        personal_steps: The first local steps, which change personal parameters alone.
+        num_steps: Local steps of each client in a round.
+    """
+    short = sum(steps <= personal_steps for steps in num_steps)
+    if short == len(num_steps):
+        raise MisconfigurationException(
+            f"`LBGMFederated(personal_steps={personal_steps})`: every client makes at most {max(num_steps)} local steps"
+            " in a round, so that none is left for the shared parameters. Make it smaller, or the clients' local work"
+            " larger (`local_steps`, `local_epochs`)."
+        )
+    if short:
+        rank_zero_warn(
+            f"`LBGMFederated(personal_steps={personal_steps})`: {short} of {len(num_steps)} clients make no more local"
+            " steps than that in a round, so their updates of the shared parameters are zero."
+        )
+
+
 def warn_of_own_buffers(names: list[str]) -> None:
     """Warn that the clients' own buffers leave the global model's untrained."""
     if names:
         rank_zero_warn(
             f"`LBGMFederated(buffers='client')`: each client keeps its own buffers (such as {names[0]!r}) and the"
             " global model's are never trained, so its validation in eval mode says little."
+        )
+
+
+def warn_of_untrained_personal(names: list[str]) -> None:
+    """Warn that the clients' personal parameters leave the global model's untrained."""
+    if names:
+        rank_zero_warn(
+            f"`LBGMFederated(personal=...)`: each client keeps its own of {len(names)} parameters (such as"
+            f" {names[0]!r}), and those of the global model stay as they are, so its validation says little. Judge the"
+            " clients instead, each with its own: the callback `ClientEvaluation` does."
         )
 
 

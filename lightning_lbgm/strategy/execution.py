@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -93,15 +93,17 @@ class Execution:
             MisconfigurationException: If ``mode="vectorized"`` is not possible.
         """
         flat, optimizer = federation.flat, local_loop.optimizer
+        personal = list(federation.buffers.personal().values())
+        num_trained = flat.num_parameters + sum(parameter.numel() for parameter in personal)
         if self._flat is not flat:
             self._flat, self._update, self._chunks, self._obstacle = flat, flat.empty(), None, None
             self._announced = False
         sequential = SequentialTrainer(local_loop, flat, federation.buffers, self._update)
         if self.mode == "sequential" or self._obstacle is not None:
             return sequential
-        if self.mode == "auto" and not _pays(module, flat):
+        if self.mode == "auto" and not _pays(module, flat.device, num_trained):
             return sequential
-        obstacle = find_obstacle(trainer, module, optimizer, flat)
+        obstacle = find_obstacle(trainer, module, optimizer, flat, personal)
         if obstacle is not None:
             self._give_up(obstacle)
             return sequential
@@ -126,8 +128,9 @@ class Execution:
             trainer.gradient_clip_val,
             "value" if trainer.gradient_clip_algorithm == "value" else "norm",
             objective,
+            None if local_loop.alternation is None else local_loop.alternation.steps,
         )
-        chunk_size = self.chunk_size or _default_chunk_size(flat)
+        chunk_size = self.chunk_size or _default_chunk_size(flat, num_trained)
         wary = Wary(
             compare=self._num_to_compare(federation.round_index),
             may_draw=self.mode == "vectorized",
@@ -182,7 +185,11 @@ class Execution:
 
 
 def find_obstacle(
-    trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer, flat: FlatParameters
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    optimizer: Optimizer,
+    flat: FlatParameters,
+    personal: Sequence[Tensor] = (),
 ) -> str | None:
     """Return why clients cannot be vectorised, as far as that is known without trying; None if nothing is known."""
     if flat.device.type not in ("cpu", "cuda"):
@@ -201,28 +208,28 @@ def find_obstacle(
         return "the optimizer has step hooks"
     if has_backward_hooks(module):
         return "the module has backward hooks, which would not be called"
-    known = {id(parameter) for parameter in flat.parameters}
+    known = set(map(id, (*flat.parameters, *personal)))
     if any(p.requires_grad and id(p) not in known for group in optimizer.param_groups for p in group["params"]):
         return "the optimizer has parameters that are not the module's"
     return None
 
 
-def _pays(module: nn.Module, flat: FlatParameters) -> bool:
+def _pays(module: nn.Module, device: torch.device, num_trained: int) -> bool:
     """Whether vectorised clients are likely to be faster.
 
     On a CPU they save the overhead of small operations. Where the operations themselves take the time, they save
     nothing, and grouped convolutions, which convolutions become, are slower than plain ones. Dropout draws other
     numbers in chunks; there the gain is not worth results that change with what a process trains.
     """
-    if flat.device.type != "cpu":
+    if device.type != "cpu":
         return True
     refused = (*_SLOW_ON_CPU, _DropoutNd)
-    return flat.num_parameters < _CPU_MAX_PARAMETERS and not any(isinstance(m, refused) for m in module.modules())
+    return num_trained < _CPU_MAX_PARAMETERS and not any(isinstance(m, refused) for m in module.modules())
 
 
-def _default_chunk_size(flat: FlatParameters) -> int:
+def _default_chunk_size(flat: FlatParameters, num_trained: int) -> int:
     if flat.device.type == "cpu":
         return _CPU_CHUNK
     itemsize = torch.empty((), dtype=flat.dtype).element_size()
-    fitting = _ACCELERATOR_BYTES // (_COPIES * flat.num_parameters * itemsize)
+    fitting = _ACCELERATOR_BYTES // (_COPIES * num_trained * itemsize)
     return max(1, min(_ACCELERATOR_MAX_CHUNK, fitting))

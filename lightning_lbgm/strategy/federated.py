@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.strategies import StrategyRegistry
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_lbgm._compat.registration import STRATEGY_NAMES
 from lightning_lbgm.clients.objectives import LocalObjective
+from lightning_lbgm.clients.personal import Personal
 from lightning_lbgm.compression.chain import as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
@@ -80,6 +82,13 @@ class LBGMFederated(RoundsStrategy):
             at hand is in memory. Results are the same bit for bit.
         client_capacity: Clients of which both ends remember what was sent (look-back gradients and the like). Those of
             the client whose last cohort is longest ago go first; its next update goes in full. None: all.
+        personal: Parameters and buffers that each client keeps for itself and never sends, such as its last layer: glob
+            patterns over the names of ``named_parameters`` and ``named_buffers`` (``["head.*", "*.bn.*"]``; ``*`` goes
+            beyond dots), or a function of a name and its tensor. A client starts with the module's values, and the
+            global model keeps these. The other parameters are federated; other buffers follow ``buffers``. None or
+            ``[]``: nothing.
+        personal_steps: The first local steps of a client's turn, which change personal parameters alone; the others
+            change shared ones alone (FedRep). None: each step changes all.
         sampler: What draws a round's cohort: ``UniformSampler()``, ``SizeSampler()``, ``PowerOfChoice(d)``, or a
             function ``(round, clients, rng) -> cohort`` that is given the available clients and a NumPy generator, a
             pure function of seed and round. None: uniformly.
@@ -131,6 +140,8 @@ class LBGMFederated(RoundsStrategy):
         client_store: str = "memory",
         client_capacity: int | None = None,
         downlink: list[Stage] | Stage | None = None,
+        personal: list[str] | Callable[[str, Tensor], bool] | None = None,
+        personal_steps: int | None = None,
         sampler: Sampler | Callable[[int, Sequence[int], np.random.Generator], Sequence[int]] | None = None,
         availability: AvailabilityLike = None,
         over_select: float = 1.0,
@@ -158,6 +169,7 @@ class LBGMFederated(RoundsStrategy):
             objective=objective,
             client_store=client_store,
             client_capacity=client_capacity,
+            personal=Personal.of(personal, personal_steps, local_steps),
             participation=Participation(sampler, availability, over_select, deadline, dropout),
         )
         super().__init__(Session(settings))

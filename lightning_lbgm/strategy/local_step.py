@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lightning_lbgm._compat.lightning import call_callback_hooks, has_plain_precision, overridden_step_hooks
 from lightning_lbgm.clients.direct_step import direct_backward, direct_step
 from lightning_lbgm.clients.objective_turn import ObjectiveTurn
+from lightning_lbgm.clients.personal import Alternation, gradient_correction
 from lightning_lbgm.strategy.local_outputs import note_extra_outputs
 
 __all__ = ["local_step", "loss_of"]
@@ -27,6 +28,7 @@ def local_step(
     transfer: Callable[[Any], Any] | None,
     backward: Callable[[Tensor, Optimizer], Tensor],
     objective: ObjectiveTurn | None = None,
+    alternation: Alternation | None = None,
 ) -> Callable[[Any, int], Tensor | None]:
     """Return a function that makes one local optimizer step as Lightning's automatic optimization would, for a round.
 
@@ -38,6 +40,7 @@ def local_step(
         transfer: Applied to each batch, if given.
         backward: The strategy's own backward, with the precision plugin's scaling and the hooks around it.
         objective: Corrects the gradients after each backward pass, before ``on_before_optimizer_step`` and clipping.
+        alternation: Which parameters a step changes; applied before ``objective``. None: all.
 
     Raises:
         MisconfigurationException: If the optimizer compares losses, which do not have the objective's term, or the
@@ -48,6 +51,7 @@ def local_step(
         obstacle = objective.objective.obstacle(optimizer)
         if obstacle is not None:
             raise MisconfigurationException(obstacle)
+    correct = gradient_correction(objective, alternation)
     precision = trainer.precision_plugin
     hooked = bool(overridden_step_hooks(trainer, module))
     training_step = module.training_step if takes_index else lambda batch, index: module.training_step(batch)
@@ -71,8 +75,8 @@ def local_step(
                 parameter.grad = None
             if loss is not None:
                 direct_backward(loss)
-                if objective is not None:
-                    objective.correct()
+                if correct is not None:
+                    correct(index, None)
             if clip_value:
                 module.configure_gradient_clipping(optimizer, clip_value, algorithm)
             return loss
@@ -98,8 +102,8 @@ def local_step(
             module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
             if loss is not None:
                 backward(loss, optimizer)
-                if objective is not None:
-                    objective.correct(_loss_scale(precision))
+                if correct is not None:
+                    correct(index, _loss_scale(precision))
             return loss
 
         precision.optimizer_step(optimizer, model=module, closure=closure)

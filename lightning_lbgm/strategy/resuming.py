@@ -52,7 +52,7 @@ def _check_same(restored: dict[str, Any], current: dict[str, Any]) -> None:
         current: This federation's.
     """
     remedy = "or start anew from its weights with `load_from_checkpoint`."
-    kept = ("objective", "downlink")  # without them, what clients keep for them would be lost
+    kept = ("objective", "downlink", "personal")  # without them, what clients keep for them would be lost
     gone: dict[str, Any] = {name: None for name in kept if name in restored}
     for name, value in {**gone, **current}.items():
         if name in ("partition", "server_lr") or name not in restored:

@@ -39,8 +39,10 @@ from lightning_lbgm.strategy.checks import (
     check_finders,
     check_fit,
     check_limits,
+    check_personal_steps,
     warn_of_own_buffers,
     warn_of_unaveraged,
+    warn_of_untrained_personal,
 )
 from lightning_lbgm.strategy.data_checks import check_same_data
 from lightning_lbgm.strategy.execution import Execution
@@ -174,6 +176,11 @@ class RoundsStrategy(CheckpointingStrategy):
         federation = session.begin(trainer, module, self.world)
         if session.settings.buffers == "client":
             warn_of_own_buffers(federation.buffers.names)
+        personal = session.settings.personal
+        if personal is not None and personal.steps is not None:
+            check_personal_steps(personal.steps, [feed.num_steps(k) for k in range(feed.num_clients)])
+        if trainer.enable_validation:
+            warn_of_untrained_personal(list(federation.buffers.personal()))
         session.begin_trial(extend_learning_rate_trial(trainer))
         rank_zero_info(f"Federated training: {describe_changes(self.settings())}.")
         warn_of_long_schedules(trainer)
@@ -199,10 +206,11 @@ class RoundsStrategy(CheckpointingStrategy):
         transfer = batch_transfer(trainer, module, super().batch_to_device)
         wanted = session.settings.objective
         objective = None if wanted is None else ObjectiveTurn(wanted, federation.flat.parameters, optimizer)
-        step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward, objective)
+        alternation = session.alternation()
+        step = local_step(trainer, module, optimizer, takes_index, transfer, super().backward, objective, alternation)
         capture = LogCapture(LOG_ARGUMENTS)  # one a round: a round that broke off leaves nothing behind
         with captured_log(module, capture), noted_extra_outputs() as extra:
-            local_loop = LocalLoop(optimizer, step, capture, session.start_of(optimizer), objective)
+            local_loop = LocalLoop(optimizer, step, capture, session.start_of(optimizer), objective, alternation)
             clients = self.execution.client_trainer(trainer, module, federation, local_loop, takes_index, transfer)
             loss = federation.run_clients(round_, clients, self._client_observer(), self.measure_errors)
         # The processes agree on the values already; a sum over the ranks would count them again.

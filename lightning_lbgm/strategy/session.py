@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_lbgm.clients.objectives import SharedObjective
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
+from lightning_lbgm.clients.personal import Alternation, PersonalParameters
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.data.feed import Feed
 from lightning_lbgm.protocol.downlink import DownlinkServer
@@ -117,7 +118,8 @@ class Session:
         settings, feed = self.settings, self.feed
         assert feed is not None
         try:
-            flat = FlatParameters(module)
+            personal = None if settings.personal is None else PersonalParameters(settings.personal, module)
+            flat = FlatParameters(module, None if personal is None else personal.includes)
         except ValueError as error:
             raise MisconfigurationException(f"`{type(module).__name__}` cannot be federated. {error}") from error
         server, objective = Server(flat, settings.server_optimizer, settings.aggregation), None
@@ -127,7 +129,7 @@ class Session:
             flat,
             settings.uplink,
             server,
-            Buffers(module, settings.buffers),
+            Buffers(module, settings.buffers, personal),
             settings.weighting,
             self.seed,
             world,
@@ -154,7 +156,16 @@ class Session:
             warn_of_changed_parameters(known.round_index, known.flat.num_parameters, fresh.flat.num_parameters)
         fresh.round_index, fresh.ledger, fresh.seed = known.round_index, known.ledger, known.seed
         fresh.sampling = known.sampling
+        fresh.take_personal(known)
         return fresh
+
+    def alternation(self) -> Alternation | None:
+        """Return which parameters a local step of this round changes; None if all."""
+        personal, federation = self.settings.personal, self.require()
+        if personal is None or personal.steps is None:
+            return None
+        own = list(federation.buffers.personal().values())
+        return Alternation(personal.steps, federation.flat.parameters, own) if own else None
 
     def start_of(self, optimizer: Optimizer) -> OptimizerStart:
         """Return the state that the optimizer was made with."""

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from lightning_lbgm.clients.objectives import LocalObjective
+from lightning_lbgm.clients.personal import Personal
 from lightning_lbgm.compression.chain import Chain, as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.core.describe import describe, describe_callable, describe_optimizer
@@ -52,6 +53,7 @@ class Settings:
     objective: LocalObjective | None
     client_store: str
     client_capacity: int | None
+    personal: Personal | None
     participation: Participation = field(default_factory=Participation)
 
     def __post_init__(self) -> None:
@@ -115,6 +117,8 @@ class Settings:
             described["client_store"] = self.client_store
         if self.client_capacity is not None:
             described["client_capacity"] = self.client_capacity
+        if self.personal is not None:
+            described.update(self.personal.describe())
         described.update(self.participation.describe())
         if federation is not None:
             described["num_parameters"] = federation.flat.num_parameters
@@ -149,6 +153,8 @@ class Settings:
             identity["objective"] = identify(self.objective)
         if self.downlink.stages:
             identity["downlink"] = identify(self.downlink)
+        if self.personal is not None:
+            identity["personal"] = identify(self.personal.identity)
         return {
             **identity,
             "partitioner": identify(partitioner),

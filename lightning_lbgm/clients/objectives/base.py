@@ -26,7 +26,8 @@ class LocalObjective(ABC):
 
     ``correct`` is called after each backward pass, once the gradients are free of mixed precision's loss scale, and
     before they are clipped: what it adds is clipped with the rest, as the gradient of a term of the loss would be. The
-    loss that is reported is that of ``training_step`` alone.
+    loss that is reported is that of ``training_step`` alone. An objective concerns what clients share: personal
+    parameters are not shown to it, and it is not asked in steps that change these alone.
 
     The same code serves a client that is trained alone and a chunk of C clients that are trained at once: then the
     tensors of ``gradients``, ``parameters`` and ``state`` have a leading dimension C, those of ``start`` have not and
@@ -81,7 +82,7 @@ class LocalObjective(ABC):
             parameters: The local parameters, as in ``correct``.
             start: The global parameters that the clients started from.
             state: What the client keeps, changed in place.
-            num_steps: Local steps made.
+            num_steps: Local steps made, at least 1; with ``personal_steps`` those that have changed these parameters.
         """
 
     def obstacle(self, optimizer: Optimizer) -> str | None:

@@ -22,6 +22,7 @@ from lightning_lbgm.clients.objective_turn import (
 )
 from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState, SharedObjective
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
+from lightning_lbgm.clients.personal import Alternation, gradient_correction
 from lightning_lbgm.clients.vmap.batching import SplitBatch
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, no_metric_updates
 from lightning_lbgm.clients.vmap.step_module import StepModule
@@ -59,6 +60,7 @@ class ChunkStep:
         clip_value: Bound of the gradients of a client, if given.
         clip_algorithm: Whether their joint L2 norm or each value is bounded.
         objective: Corrects the gradients, if given.
+        personal_steps: Steps of a turn that change personal parameters alone. None: all change all.
     """
 
     loss: Callable[[Any, int], Tensor | None]
@@ -68,6 +70,7 @@ class ChunkStep:
     clip_value: float | None = None
     clip_algorithm: Literal["norm", "value"] = "norm"
     objective: LocalObjective | None = None
+    personal_steps: int | None = None
 
 
 @dataclass
@@ -76,7 +79,8 @@ class ChunkResult:
 
     Attributes:
         local: Steps and examples of each client; ``loss_sum`` has shape ``(C,)``.
-        params: The clients' parameters in the layout's order, each of shape ``(C, *shape)``.
+        params: The clients' shared parameters in the layout's order, each of shape ``(C, *shape)``.
+        personal: Their personal parameters by name, each of shape ``(C, *shape)``.
         buffers: The clients' buffers by name, each of shape ``(C, ...)``.
         log: What they logged.
         objective: The stacked state of their local objective after the turn; None if there is none.
@@ -84,6 +88,7 @@ class ChunkResult:
     """
 
     params: list[Tensor]
+    personal: dict[str, Tensor]
     buffers: dict[str, Tensor]
     log: ChunkLog
     local: LocalResult = field(default_factory=LocalResult)
@@ -100,8 +105,8 @@ class ChunkTrainer:
 
     Args:
         module: The module; its own parameters and buffers are read, not written, unless the step does so.
-        flat: Its trainable parameters.
-        buffers: Its buffers.
+        flat: Its shared parameters.
+        buffers: Its other tensors, its personal parameters among them.
         update: The vector that a client's update is written to, shape ``(M,)``.
     """
 
@@ -114,15 +119,17 @@ class ChunkTrainer:
             alike: torch.func.vmap(self._functional, randomness="same" if alike else "different")
             for alike in (False, True)
         }
-        self._names = [_PREFIX + name for name in flat.names]
+        self._personal = buffers.personal()
+        self._trained = [*flat.parameters, *self._personal.values()]
+        self._names = [_PREFIX + name for name in (*flat.names, *self._personal)]
         self._buffer_names = [_PREFIX + name for name, _ in module.named_buffers()]
         self._update = update
         self._params: dict[int, list[Tensor]] = {}
         # Linear layers make the gradients of stacked weights transposed; weights of the same memory layout save a
         # transposition a step. It is fixed beforehand, because it shows in the rounding.
         linear = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
-        self._orders = [(0, 2, 1) if id(parameter) in linear else None for parameter in flat.parameters]
-        self._positions = {id(parameter): i for i, parameter in enumerate(flat.parameters)}
+        self._orders = [(0, 2, 1) if id(parameter) in linear else None for parameter in self._trained]
+        self._positions = {id(parameter): i for i, parameter in enumerate(self._trained)}
 
     def train(
         self,
@@ -140,7 +147,7 @@ class ChunkTrainer:
         Args:
             step: The local step.
             batches: The stacked batch of each local step.
-            own_buffers: For each client the buffers that it has kept for itself, or None.
+            own_buffers: For each client what it has kept for itself, or None.
             start_params: Global parameters, shape ``(M,)``.
             argument_names: The arguments of ``self.log`` after name and value, in order.
             check: Whether to look for gradients that reach the module's own parameters.
@@ -151,15 +158,19 @@ class ChunkTrainer:
             CannotVectorize: If the step does what cannot be vmapped. Other errors of the step are raised as they come.
         """
         with no_metric_updates(self.module):
-            params = self._load(start_params, len(own_buffers))
+            params = self._load(start_params, own_buffers)
             optimizer = self._make_optimizer(step, params)
-            objective = None if step.objective is None else ObjectiveTurn(step.objective, params, optimizer)
+            shared, personal = params[: len(self._flat.parameters)], params[len(self._flat.parameters) :]
+            objective = None if step.objective is None else ObjectiveTurn(step.objective, shared, optimizer)
             if objective is not None:
                 # Copies in the memory layout of the stacked parameters: others would be transposed at every step.
                 shares = isinstance(step.objective, SharedObjective)
-                turns = stack_turns(states, params) if shares else stack_states(states)
-                objective.begin([stacked[0].detach().clone() for stacked in params], turns)
-            result = ChunkResult(params, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
+                turns = stack_turns(states, shared) if shares else stack_states(states)
+                objective.begin([stacked[0].detach().clone() for stacked in shared], turns)
+            alternation = Alternation(step.personal_steps, shared, personal) if step.personal_steps else None
+            correct = gradient_correction(objective, alternation)
+            own = dict(zip(self._personal, personal))
+            result = ChunkResult(shared, own, self._stack_buffers(own_buffers), ChunkLog(len(own_buffers)))
             self._call.argument_names = argument_names
             for index, batch in enumerate(batches):
                 tensors = batch.tensors if step.transfer is None else step.transfer(batch.tensors)
@@ -172,14 +183,17 @@ class ChunkTrainer:
                 result.buffers = {name: buffer.detach() for name, buffer in zip(result.buffers, new_buffers)}
                 if losses:
                     self._differentiate(losses[0].sum(), params, check and index == 0)
-                    if objective is not None:
-                        objective.correct()
+                    if correct is not None:
+                        correct(index, None)
                     if step.clip_value:
                         _clip(params, step.clip_value, step.clip_algorithm)
                     optimizer.step()
                 result.local.add(losses[0] if losses else None, batch.size)
             if objective is not None:
-                result.objective = objective.end(result.local.num_steps)
+                num_steps = result.local.num_steps
+                result.objective = objective.end(
+                    num_steps if alternation is None else alternation.num_shared(num_steps)
+                )
                 check_stacked(result.objective, len(own_buffers))
                 result.step_sizes = objective.step_sizes
         return result
@@ -193,7 +207,8 @@ class ChunkTrainer:
             torch.sub(server, view, out=view)
         loss_sum = None if result.local.loss_sum is None else result.local.loss_sum[position]
         local = replace(result.local, loss_sum=loss_sum)
-        changed = self._buffers.changed({name: stacked[position] for name, stacked in result.buffers.items()})
+        stacks = {**result.buffers, **result.personal}
+        changed = self._buffers.changed({name: stacked.detach()[position] for name, stacked in stacks.items()})
         state = state_at(result.objective, position)
         return ClientUpdate(client_id, local, self._update, changed, state, result.step_sizes)
 
@@ -206,7 +221,7 @@ class ChunkTrainer:
 
     def _differentiate(self, loss: Tensor, params: list[Tensor], check: bool) -> None:
         """Set the gradients as they come: accumulating them would copy those whose memory layout is another."""
-        own = self._flat.parameters if check else []
+        own = self._trained if check else []
         gradients = torch.autograd.grad(loss, [*params, *own], allow_unused=True)
         if any(gradient is not None for gradient in gradients[len(params) :]):
             raise CannotVectorize("`training_step` reaches parameters by another way than the module's attributes")
@@ -214,19 +229,26 @@ class ChunkTrainer:
             parameter.grad = gradient
 
     @torch.no_grad()
-    def _load(self, start_params: Tensor, num_clients: int) -> list[Tensor]:
+    def _load(self, start_params: Tensor, own: Sequence[dict[str, Tensor] | None]) -> list[Tensor]:
+        num_clients = len(own)
         params = self._params.get(num_clients)
         if params is None:
             if len(self._params) >= _MAX_CACHED_CHUNK_SIZES:
                 self._params.clear()
             params = self._params[num_clients] = [
                 _empty((num_clients, *p.shape), order, p).requires_grad_()
-                for p, order in zip(self._flat.parameters, self._orders)
+                for p, order in zip(self._trained, self._orders)
             ]
         for stacked, server in zip(params, self._flat.views(start_params)):
             stacked[0].copy_(server)  # which may transpose; the others then have the same layout
             stacked[1:].copy_(stacked[:1])
             stacked.grad = None
+        if self._personal:
+            personal = params[len(self._flat.parameters) :]
+            for position, values in enumerate(own):
+                for stacked, value in zip(personal, self._buffers.start_personal(values)):
+                    stacked[position].copy_(value)
+                    stacked.grad = None
         return params
 
     def _stack_buffers(self, own: Sequence[dict[str, Tensor] | None]) -> dict[str, Tensor]:
@@ -251,7 +273,7 @@ class ChunkTrainer:
             }
             groups.append({**settings, "params": [params[i] for i in positions]})
         optimizer = type(like)(groups)  # type: ignore[call-arg]
-        stacked = {id(parameter): params[i] for i, parameter in enumerate(self._flat.parameters)}
+        stacked = {id(parameter): params[i] for i, parameter in enumerate(self._trained)}
         step.start.stack(optimizer, lambda parameter: stacked.get(id(parameter)), len(params[0]))
         return optimizer
 
@@ -263,6 +285,8 @@ def _clip(params: list[Tensor], bound: float, algorithm: str) -> None:
     Not in place: autograd may give two parameters one tensor for their gradients.
     """
     clipped = [p for p in params if p.grad is not None]
+    if not clipped:
+        return
     gradients = [p.grad for p in clipped if p.grad is not None]
     if algorithm == "value":
         for parameter, gradient in zip(clipped, gradients):

@@ -71,6 +71,7 @@ class Proof:
         for number in range(1, count + 1):
             position = number * len(chunk) // count - 1
             client_id, batches = chunk[position]
+            personal, start = self._personal_start(client_id)
             capture.replay(result.log, position)
             at_once = self._turn(self._chunks.update_of(result, position, client_id, self._start.params))
             alone = self._alone(client_id, batches, self._start, seed)
@@ -78,8 +79,8 @@ class Proof:
             difference = find_difference(
                 at_once,
                 alone,
-                flat.names,
-                flat.views(self._start.params),
+                (*flat.names, *personal),
+                (*flat.views(self._start.params), *start),
                 lambda start=nudged, k=client_id, drawn=batches: self._alone(k, drawn, start, seed),  # type: ignore[misc]
             )
             if difference is not None:
@@ -99,6 +100,11 @@ class Proof:
         refuse_kept_state(kept or alone_changes)
         return turn
 
+    def _personal_start(self, client_id: int) -> tuple[list[str], list[Tensor]]:
+        """Return the names and values of the personal parameters that a client starts from."""
+        buffers = self._sequential.buffers
+        return list(buffers.personal()), buffers.start_personal(self._start.own_buffers(client_id))
+
     def _turn(self, update: ClientUpdate) -> Turn:
         """Copy what a client came to, and what it logged."""
         logged: dict[str, tuple[Any, float]] = {}
@@ -106,11 +112,13 @@ class Proof:
             reduced = entry.reduced()
             value = entry.last if reduced is None else reduced
             logged[name] = (math.nan if value is None else value, float(entry.weight))
+        names, start = self._personal_start(update.client_id)
+        personal = [value - update.buffers[name] for name, value in zip(names, start)]
         local = update.local
         loss = float(local.loss_sum) / local.num_examples if local.loss_sum is not None else math.nan
         return Turn(
-            update=[view.clone() for view in self._sequential.flat.views(update.update)],
-            buffers={name: buffer.clone() for name, buffer in update.buffers.items()},
+            update=[*[view.clone() for view in self._sequential.flat.views(update.update)], *personal],
+            buffers={name: buffer.clone() for name, buffer in update.buffers.items() if name not in names},
             logged=logged,
             loss=loss,
             counts=(local.num_steps, local.num_examples),

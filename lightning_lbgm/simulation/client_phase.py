@@ -59,10 +59,12 @@ class ClientPhase:
 
     Attributes:
         reports: Of the clients that are done; after ``run`` of all, in order of client.
+        turn: What the client whose turn ends started from and came to, while ``on_client_end`` is called.
     """
 
     def __init__(self, federation: Simulated, round_: Round, undo: RoundUndo, measure_errors: bool = False) -> None:
         self.reports: list[ClientReport] = []
+        self.turn: tuple[RoundStart, ClientUpdate] | None = None
         self._federation = federation
         self._round = round_
         self._undo = undo
@@ -106,7 +108,9 @@ class ClientPhase:
                 if on_client_end is not None:
                     # Estimate the cohort's progress from this rank's share.
                     done = len(self.reports) * len(round_.cohort) // len(share.cohort)
+                    self.turn = start, update
                     on_client_end(report, done, len(round_.cohort))
+                    self.turn = None
         if federation.world.size > 1:
             self._combine(trainer.capture)
         return self._loss.value()

@@ -10,6 +10,7 @@ from lightning_lbgm._compat.registration import register_when_imported
 
 if TYPE_CHECKING:
     from lightning_lbgm.callbacks.base import FederatedCallback
+    from lightning_lbgm.callbacks.client_evaluation import ClientEvaluation
     from lightning_lbgm.callbacks.communication import LBGMCallback
     from lightning_lbgm.callbacks.convergence import ConvergenceMonitor
     from lightning_lbgm.callbacks.gradient_space import GradientSpaceCallback
@@ -51,6 +52,7 @@ __all__ = [
     "QSGD",
     "SCAFFOLD",
     "Cast",
+    "ClientEvaluation",
     "ConvergenceMonitor",
     "CoordinateMedian",
     "DirichletPartitioner",
@@ -88,6 +90,7 @@ __all__ = [
 
 # Names are resolved when they are asked for (PEP 562), so that the rooms without Lightning can be imported without it.
 _ROOMS = {
+    "ClientEvaluation": "callbacks.client_evaluation",
     "ConvergenceMonitor": "callbacks.convergence",
     "FederatedCallback": "callbacks.base",
     "GradientSpaceCallback": "callbacks.gradient_space",

@@ -33,11 +33,11 @@ class ClientProgress:
             return bar.is_enabled and bar.progress is not None and bar.train_progress_bar_id is not None
         return False
 
-    def show(self, done: int, total: int) -> None:
-        """Write ``done/total clients`` behind the bar's own description."""
+    def show(self, done: int, total: int, noun: str = "clients") -> None:
+        """Write ``done/total clients`` behind the bar's own description, or what else is counted."""
         if self._description is None:
             self._description = self._read()
-        self._write(f"{self._description} [{done}/{total} clients]")
+        self._write(f"{self._description} [{done}/{total} {noun}]")
 
     def restore(self) -> None:
         """Write the bar's own description again."""

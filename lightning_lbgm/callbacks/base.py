@@ -14,7 +14,14 @@ from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
 
-__all__ = ["FederatedCallback", "FederatedStrategy", "check_centralized", "check_federated", "strategy_of"]
+__all__ = [
+    "FederatedCallback",
+    "FederatedStrategy",
+    "check_centralized",
+    "check_federated",
+    "held_out_share",
+    "strategy_of",
+]
 
 
 @runtime_checkable
@@ -53,7 +60,13 @@ class FederatedCallback(Callback):
         >>> class WorstLoss(FederatedCallback):
         ...     def on_client_end(self, trainer, pl_module, report):
         ...         report.metrics["loss_squared"] = report.loss**2
+
+    Attributes:
+        held_out: Share of each client's training examples that it does not train with, set by a subclass that evaluates
+            clients on them; None: all are for training.
     """
+
+    held_out: float | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a Trainer without a federation. Call it if you override it."""
@@ -71,6 +84,21 @@ class FederatedCallback(Callback):
 
     def on_client_progress(self, trainer: pl.Trainer, done: int, total: int) -> None:
         """Called after each client with the number of clients done, estimated over all processes, and the cohort's."""
+
+
+def held_out_share(trainer: pl.Trainer) -> float | None:
+    """Return the share of the clients' examples that callbacks want held out, or None.
+
+    Raises:
+        MisconfigurationException: If they want different shares.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    shares = {c.held_out for c in callbacks if isinstance(c, FederatedCallback) and c.held_out is not None}
+    if len(shares) > 1:
+        raise MisconfigurationException(
+            f"Callbacks want different shares of the clients' examples held out, {sorted(shares)}: use the same."
+        )
+    return shares.pop() if shares else None
 
 
 def check_federated(callback: Callback, trainer: pl.Trainer) -> None:

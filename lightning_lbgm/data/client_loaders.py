@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
-from lightning_lbgm.data.feed import LocalBatch
+from lightning_lbgm.data.feed import EvaluationData, LocalBatch
 from lightning_lbgm.data.seeding import seed_own_generators, set_epoch
 
 __all__ = ["LoaderFeed", "batch_size_of"]
@@ -39,6 +39,7 @@ class LoaderFeed:
     Attributes:
         client_names: The clients' names.
         next_cohort: Not used: loaders do not work ahead of their client's turn.
+        held_out: The examples that clients are evaluated on and do not train with, if there are some.
 
     Args:
         loaders: One for each client: a DataLoader or another iterable of batches that can be iterated again.
@@ -47,11 +48,14 @@ class LoaderFeed:
         local_steps: Batches of a client in a round, instead; its loader is started again as often as needed.
         seed: The run's seed.
         world_size: Number of processes.
+        purpose: What the loaders are for, in errors.
 
     Raises:
         TypeError: If one of them is not an iterable of batches.
         ValueError: If one of them cannot be iterated again, is empty, or gives each process other examples.
     """
+
+    held_out: EvaluationData | None = None
 
     def __init__(
         self,
@@ -61,21 +65,23 @@ class LoaderFeed:
         local_steps: int | None,
         seed: int,
         world_size: int = 1,
+        purpose: str = "training",
     ) -> None:
         self.loaders = list(loaders)
         self.client_names: tuple[str, ...] | None = tuple(names)
         self.seed = seed
         self.next_cohort: Callable[[int], tuple[int, ...]] | None = None
         self._names = tuple(names)
+        self._purpose = purpose
         self._local_steps = local_steps
         self._local_epochs = local_epochs or 1
         for loader, name in zip(self.loaders, self._names):
-            _check(loader, name, world_size)
+            _check(loader, name, world_size, purpose)
         self._examples = [_known_examples(loader) for loader in self.loaders]
         self._batches = [_length(loader) for loader in self.loaders]  # in a pass
         for name, count in itertools.chain(zip(self._names, self._examples), zip(self._names, self._batches)):
             if count == 0:
-                raise ValueError(_empty(name, "at the start of the fit"))
+                raise ValueError(_empty(name, "at the start of the fit", purpose))
         self._fingerprint = hashlib.blake2b(repr(list(zip(names, self._examples))).encode(), digest_size=16).hexdigest()
         self._is_prepared = False
 
@@ -116,7 +122,7 @@ class LoaderFeed:
                     stacklevel=2,
                 )
         if batches == 0:
-            raise ValueError(_empty(self._names[client_id], "at the start of the fit"))
+            raise ValueError(_empty(self._names[client_id], "at the start of the fit", self._purpose))
         return examples, batches
 
     def num_examples(self, client_id: int) -> int:
@@ -145,9 +151,13 @@ class LoaderFeed:
     def stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         """Yield each client of the cohort with its batches of this round; batches not taken are skipped."""
         for client_id in cohort:
-            yield client_id, self._turn(round_index, client_id)
+            yield client_id, self.turn(round_index, client_id)
 
-    def _turn(self, round_index: int, client_id: int) -> Iterator[LocalBatch]:
+    def rest(self) -> None:
+        """Do nothing: workers end with their client's pass."""
+
+    def turn(self, round_index: int, client_id: int) -> Iterator[LocalBatch]:
+        """Yield the batches of one client in a round."""
         steps = 0
         for pass_index in itertools.count():
             before = steps
@@ -157,7 +167,7 @@ class LoaderFeed:
                 if steps == self._local_steps:
                     return
             if steps == before:
-                raise ValueError(_empty(self._names[client_id], f"in round {round_index}"))
+                raise ValueError(_empty(self._names[client_id], f"in round {round_index}", self._purpose))
             if self._local_steps is None and pass_index + 1 == self._local_epochs:
                 return
 
@@ -207,25 +217,25 @@ def _lengths(batch: Any) -> Iterator[int]:
         yield from itertools.chain.from_iterable(map(_lengths, batch))
 
 
-def _check(loader: Any, name: str, world_size: int) -> None:
+def _check(loader: Any, name: str, world_size: int, purpose: str) -> None:
     advice = "Give each client a `DataLoader`, or another iterable of batches that can be iterated again."
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise TypeError(
-            f"The training loader of client {name!r} is a dataset, {type(loader).__name__}, not a loader: wrap it in"
+            f"The {purpose} loader of client {name!r} is a dataset, {type(loader).__name__}, not a loader: wrap it in"
             " `DataLoader(dataset, batch_size=...)`."
         )
     if isinstance(loader, (Tensor, str, bytes)) or not isinstance(loader, Iterable):
-        raise TypeError(f"The training loader of client {name!r} is a {type(loader).__name__}. {advice}")
+        raise TypeError(f"The {purpose} loader of client {name!r} is a {type(loader).__name__}. {advice}")
     if inspect.isgenerator(loader) or isinstance(loader, (zip, map, filter, enumerate)):
         raise ValueError(
-            f"The training loader of client {name!r} is a {type(loader).__name__}, which can be iterated only once, but"
-            f" each round iterates it. {advice}"
+            f"The {purpose} loader of client {name!r} is a {type(loader).__name__}, which can be iterated only once,"
+            f" but is in each round. {advice}"
         )
     batch_sampler = getattr(loader, "batch_sampler", None)
     for sampler in (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)):
         if world_size > 1 and isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
             raise ValueError(
-                f"The training loader of client {name!r} has a `DistributedSampler`, which gives each process other"
+                f"The {purpose} loader of client {name!r} has a `DistributedSampler`, which gives each process other"
                 " examples, but a client is trained in one process, whichever has time. Use `shuffle=True`: the"
                 " clients are what is split over the processes."
             )
@@ -253,8 +263,8 @@ def _end_workers(loader: Any) -> None:
         loader._iterator = None
 
 
-def _empty(name: str, when: str) -> str:
+def _empty(name: str, when: str, purpose: str) -> str:
     return (
-        f"The training loader of client {name!r} gives no batch {when}: it is empty, drops its only batch"
+        f"The {purpose} loader of client {name!r} gives no batch {when}: it is empty, drops its only batch"
         " (`drop_last=True`), or cannot be iterated again. Leave the client out, or give it a loader with examples."
     )

@@ -19,7 +19,7 @@ from lightning_lbgm.data.bulk import bulk_reader
 from lightning_lbgm.data.prefetch import Prefetch, Request
 from lightning_lbgm.data.subset import SampledSubset
 
-__all__ = ["ClientFeed", "Feed", "LocalBatch"]
+__all__ = ["ClientFeed", "EvaluationData", "Feed", "LocalBatch"]
 
 
 class LocalBatch(NamedTuple):
@@ -37,11 +37,13 @@ class Feed(Protocol):
         client_names: The clients' names, if they have some.
         next_cohort: Returns a round's cohort, so that workers can go on to it; None if it is not known ahead: they stop
             at a round's end.
+        held_out: The examples that clients are evaluated on and do not train with, if there are some.
     """
 
     seed: int
     client_names: tuple[str, ...] | None
     next_cohort: Callable[[int], tuple[int, ...]] | None
+    held_out: EvaluationData | None
 
     @property
     def num_clients(self) -> int:
@@ -65,6 +67,12 @@ class Feed(Protocol):
     def stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
         """Yield each client of the cohort with its batches of this round; batches not taken are skipped."""
 
+    def turn(self, round_index: int, client_id: int) -> Iterator[LocalBatch]:
+        """Yield the batches of one client alone in a round, the same as ``stream`` does, loaded in this process."""
+
+    def rest(self) -> None:
+        """End worker processes that wait for more; the next ``stream`` starts others."""
+
 
 class ClientFeed:
     """Draw local batches, client by client.
@@ -77,6 +85,9 @@ class ClientFeed:
     Attributes:
         next_cohort: Returns a round's cohort, so that workers can go on to it; None: they stop at a round's end.
         client_names: None: clients that data was dealt to have no names.
+        held_out: The examples that clients are evaluated on and do not train with, if there are some.
+        loader: The user's DataLoader.
+        dataset: The training set.
 
     Args:
         loader: The user's DataLoader: ``collate_fn``, workers and their settings are taken from it.
@@ -88,6 +99,7 @@ class ClientFeed:
     """
 
     client_names: tuple[str, ...] | None = None
+    held_out: EvaluationData | None = None
 
     def __init__(
         self,
@@ -98,14 +110,15 @@ class ClientFeed:
         dataset: Dataset[Any] | None = None,
         wrap: Callable[[Any], Any] | None = None,
     ) -> None:
+        self.loader = loader
         self.plan = plan
         self.partitions = list(partitions)
         self.seed = seed
         self._generator = torch.Generator()
-        self._dataset = loader.dataset if dataset is None else dataset
+        self.dataset = loader.dataset if dataset is None else dataset
         self._collate = loader.collate_fn
         self._wrap = wrap
-        self._bulk = bulk_reader(self._dataset) if loader.collate_fn is default_collate else None
+        self._bulk = bulk_reader(self.dataset) if loader.collate_fn is default_collate else None
         self.next_cohort: Callable[[int], tuple[int, ...]] | None = None
         self._prefetch: Prefetch | None = None
         if self._bulk is None and loader.num_workers > 0:
@@ -113,7 +126,7 @@ class ClientFeed:
             self._prefetch = Prefetch(
                 lambda round_index, client_id: me._client_requests(round_index, client_id),
                 lambda round_index, cohort: me._next_cohort_after(round_index, cohort),
-                functools.partial(_worker_loader, loader, self._dataset),
+                functools.partial(_worker_loader, loader, self.dataset),
             )
 
     @property
@@ -140,7 +153,7 @@ class ClientFeed:
     def fingerprint(self) -> str:
         """Return a hash of which examples of the DataLoader's dataset are whose."""
         digest = hashlib.blake2b(digest_size=16)
-        picked = self._dataset.positions if isinstance(self._dataset, SampledSubset) else None
+        picked = self.dataset.positions if isinstance(self.dataset, SampledSubset) else None
         for partition in self.partitions:
             indices = partition if picked is None else picked[partition]
             digest.update(indices.numpy().tobytes() + b"|")
@@ -156,17 +169,29 @@ class ClientFeed:
         for client_id, batches in streams:
             yield client_id, (LocalBatch(wrap(batch.data), batch.size) for batch in batches)
 
+    def turn(self, round_index: int, client_id: int) -> Iterator[LocalBatch]:
+        """Yield the batches of one client alone in a round, the same as ``stream`` does, loaded in this process."""
+        for batch in self._turn(round_index, client_id):
+            yield batch if self._wrap is None else LocalBatch(self._wrap(batch.data), batch.size)
+
+    def rest(self) -> None:
+        """End worker processes that wait for more; the next ``stream`` starts others."""
+        if self._prefetch is not None:
+            self._prefetch.rest()
+
     def _stream(self, round_index: int, cohort: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
-        if self._bulk is not None:
+        if self._bulk is not None or self._prefetch is None:
             for client_id in cohort:
-                bulk = self._bulk
-                yield client_id, (LocalBatch(bulk(ix), len(ix)) for ix in self._order(round_index, client_id))
-        elif self._prefetch is None:
-            for client_id in cohort:
-                yield client_id, map(self._fetch, self._client_requests(round_index, client_id))
+                yield client_id, self._turn(round_index, client_id)
         else:
             for client_id, batches in self._prefetch.stream(round_index, cohort):
                 yield client_id, itertools.starmap(LocalBatch, batches)
+
+    def _turn(self, round_index: int, client_id: int) -> Iterator[LocalBatch]:
+        bulk = self._bulk
+        if bulk is not None:
+            return (LocalBatch(bulk(ix), len(ix)) for ix in self._order(round_index, client_id))
+        return map(self._fetch, self._client_requests(round_index, client_id))
 
     def _next_cohort_after(self, round_index: int, cohort: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return the cohort of the round after the given one; None if it is unknown."""
@@ -189,8 +214,34 @@ class ClientFeed:
 
     def _fetch(self, request: Request) -> LocalBatch:
         with isolated_rng():
-            data = self._collate(_SeededDataset(self._dataset).__getitems__(request))
+            data = self._collate(_SeededDataset(self.dataset).__getitems__(request))
         return LocalBatch(data, len(request[1]))
+
+
+class EvaluationData:
+    """What clients are evaluated on: examples in a fixed order, of those clients that have some.
+
+    Args:
+        feed: Has as many clients as have examples; their batches of round 0 are a pass over the examples.
+        clients: Their ids, in the feed's order.
+    """
+
+    def __init__(self, feed: Feed, clients: Sequence[int]) -> None:
+        self.clients = tuple(clients)
+        self._feed = feed
+        self._positions = {client_id: position for position, client_id in enumerate(self.clients)}
+
+    def batches(self, client_id: int) -> Iterator[LocalBatch]:
+        """Yield the batches of one client, loaded in this process."""
+        return self._feed.turn(0, self._positions[client_id])
+
+    def stream(self, client_ids: Sequence[int]) -> Iterator[tuple[int, Iterator[LocalBatch]]]:
+        """Yield each client with its batches, loaded by the DataLoader's workers, which end afterwards."""
+        try:
+            for position, batches in self._feed.stream(0, [self._positions[client_id] for client_id in client_ids]):
+                yield self.clients[position], batches
+        finally:
+            self._feed.rest()
 
 
 def _worker_loader(loader: DataLoader[Any], dataset: Dataset[Any], requests: Any) -> DataLoader[Any]:

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from lightning_lbgm.data.subset import SampledSubset
 
-__all__ = ["as_array", "as_keys", "find_labels"]
+__all__ = ["as_array", "as_keys", "find_labels", "label_values"]
 
 
 def find_labels(dataset: Any, labels: Any = None) -> Tensor:
@@ -38,6 +38,14 @@ def find_labels(dataset: Any, labels: Any = None) -> Tensor:
         >>> find_labels(TensorDataset(torch.zeros(3, 2), torch.tensor([7, 3, 7]))).tolist()
         [1, 0, 1]
     """
+    return torch.from_numpy(np.unique(label_values(dataset, labels), return_inverse=True)[1].astype(np.int64))
+
+
+def label_values(dataset: Any, labels: Any = None) -> Any:
+    """Return the class of every example as the dataset has it: an array of shape ``(n,)``.
+
+    Arguments and errors are those of ``find_labels``.
+    """
     given = labels is not None
     argument = "`labels`" if given else "The training dataset's labels"
     found = as_array(labels if given else _search(dataset))
@@ -56,7 +64,7 @@ def find_labels(dataset: Any, labels: Any = None) -> Tensor:
             "The dataset's labels are real numbers, not classes. Pass classes as `labels=...` to the partitioner, or"
             " use `IIDPartitioner()` or `NaturalPartitioner(client_ids)`, which need no labels."
         )
-    return torch.from_numpy(np.unique(found, return_inverse=True)[1].astype(np.int64))
+    return found
 
 
 def as_keys(values: Any, argument: str, noun: str, positions: Tensor | None = None) -> Any:

@@ -44,7 +44,7 @@ class NaturalPartitioner(Partitioner):
 
     def partition(self, dataset: Dataset[Any], num_clients: int, rng: np.random.Generator) -> list[Any]:
         if self.client_ids is not None:
-            owner = self._owners_by_id(dataset)
+            owner = np.unique(self.ids_of(dataset), return_inverse=True)[1]
         elif isinstance(dataset, ConcatDataset):
             starts = [0, *dataset.cumulative_sizes]
             return self._checked([np.arange(begin, end) for begin, end in itertools.pairwise(starts)], num_clients)
@@ -59,7 +59,8 @@ class NaturalPartitioner(Partitioner):
         found = int(owner.max()) + 1 if len(owner) else 0
         return self._checked([np.flatnonzero(owner == client_id) for client_id in range(found)], num_clients)
 
-    def _owners_by_id(self, dataset: Dataset[Any]) -> Any:
+    def ids_of(self, dataset: Dataset[Any]) -> Any:
+        """Return the id of each example of the training set, which a sampler may have picked from the whole."""
         argument, ids, positions = "`NaturalPartitioner(client_ids=...)`", as_array(self.client_ids), None
         if isinstance(dataset, SampledSubset):
             ids, positions = dataset.select(ids, argument), dataset.positions
@@ -75,7 +76,7 @@ class NaturalPartitioner(Partitioner):
                 f"`NaturalPartitioner(client_ids=...)` has {len(ids)} ids for {len(dataset)} training"  # type: ignore[arg-type]
                 " examples: give one for each, in the dataset's order."
             )
-        return np.unique(as_keys(ids, argument, "id", positions), return_inverse=True)[1]
+        return as_keys(ids, argument, "id", positions)
 
     def _checked(self, parts: list[Any], num_clients: int) -> list[Any]:
         if len(parts) != num_clients:

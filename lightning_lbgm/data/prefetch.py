@@ -82,6 +82,11 @@ class Prefetch:
         following = self._upcoming.next_cohort_after(*here)
         self._next = None if following is None else (round_index + 1, following)
 
+    def rest(self) -> None:
+        """End the workers; the next ``stream`` starts others."""
+        self._fetched, self._next = iter(()), None
+        self._loader._iterator = None
+
 
 def _batches(first: Any, fetched: Iterator[Any], sizes: list[int]) -> Iterator[tuple[Any, int]]:
     yield first, sizes[0]

@@ -66,6 +66,7 @@ class ClientPhase:
         dropped: Reports of the clients that were chosen and dropped out, in order of client.
         num_available: Clients that could have been chosen; None if nobody can be missing.
         is_heard: Whether the server has sent anything.
+        turn: What the client whose turn ends started from and came to, while ``on_client_end`` is called.
     """
 
     def __init__(self, federation: Simulated, round_: Round, undo: RoundUndo, measure_errors: bool = False) -> None:
@@ -73,6 +74,7 @@ class ClientPhase:
         self.dropped: tuple[ClientReport, ...] = ()
         self.num_available = round_.num_available
         self.is_heard = bool(round_.cohort or round_.dropped)
+        self.turn: tuple[RoundStart, ClientUpdate] | None = None
         self._federation = federation
         self._round = round_
         self._undo = undo
@@ -121,7 +123,9 @@ class ClientPhase:
                 if on_client_end is not None:
                     # Estimate the cohort's progress from this rank's share.
                     done = len(self.reports) * len(round_.cohort) // len(share.cohort)
+                    self.turn = start, update
                     on_client_end(report, done, len(round_.cohort))
+                    self.turn = None
         if federation.world.size > 1:
             self._combine(trainer.capture)
         return self._loss.value()

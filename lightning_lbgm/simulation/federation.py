@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from lightning_lbgm.reports.reports import Broadcast, ClientReport, RoundReport
 from lightning_lbgm.server.buffers import Buffers
 from lightning_lbgm.server.objective import ServerObjective
 from lightning_lbgm.server.server import Server
+from lightning_lbgm.simulation.client_models import client_model, global_model, local_model
 from lightning_lbgm.simulation.client_phase import ClientPhase
 from lightning_lbgm.simulation.client_store import open_client_states
 from lightning_lbgm.simulation.round_parts import round_result
@@ -221,14 +222,20 @@ class Federation:
     @contextmanager
     def global_model(self) -> Iterator[None]:
         """Put the global parameters and buffers into the module for a while, if a client trains on it now."""
-        if not self.in_round:
+        with global_model(self):
             yield
-            return
-        parameters, buffers = self.flat.read(), self.buffers.read()
-        self.flat.write(self.server.server_params)
-        self.buffers.load()
-        try:
-            yield
-        finally:
-            self.flat.write(parameters)
-            self.buffers.load(buffers)
+
+    def client_model(self, client_id: int) -> AbstractContextManager[None]:
+        """Put the global model as a client uses it into the module for a while, on the rank that holds the client."""
+        return client_model(self, client_id)
+
+    def local_model(self) -> AbstractContextManager[None]:
+        """Put the local model of the client whose turn ends into the module for a while, within ``on_client_end``."""
+        assert self._phase is not None
+        assert self._phase.turn is not None
+        return local_model(self, *self._phase.turn)
+
+    def share_of(self, client_ids: Sequence[int]) -> list[int]:
+        """Return which clients this rank is to evaluate: those whose state it holds, and of the others every N-th."""
+        rank_of = {k: self.placement.get(k, position % self.world.size) for position, k in enumerate(client_ids)}
+        return [client_id for client_id in client_ids if rank_of[client_id] == self.world.rank]

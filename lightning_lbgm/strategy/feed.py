@@ -6,7 +6,9 @@ from typing import Any
 
 from lightning_lbgm.data.client_loaders import LoaderFeed
 from lightning_lbgm.data.collection import TrainLoaders
+from lightning_lbgm.data.evaluation import dealt_data, split_loaders
 from lightning_lbgm.data.feed import ClientFeed, Feed
+from lightning_lbgm.data.hold_out import hold_out_of_partitions
 from lightning_lbgm.data.partitioners import IIDPartitioner, make_partitions
 from lightning_lbgm.data.sampling import read_loader
 from lightning_lbgm.strategy.data_checks import check_client_loaders, check_loader, needs_client_loaders
@@ -16,7 +18,12 @@ __all__ = ["make_feed"]
 
 
 def make_feed(
-    settings: Settings, given: TrainLoaders, seed: int, world_size: int, in_use: int | None
+    settings: Settings,
+    given: TrainLoaders,
+    seed: int,
+    world_size: int,
+    in_use: int | None,
+    held_out: float | None = None,
 ) -> tuple[Feed, Any]:
     """Return the feed and the user's loader, which is None if there are several.
 
@@ -26,6 +33,7 @@ def make_feed(
         seed: The run's seed.
         world_size: Number of processes.
         in_use: Number of clients of the federation that goes on with these loaders; None: it has not begun.
+        held_out: Share of each client's examples that it does not train with; None: nothing is held out.
 
     Raises:
         MisconfigurationException: If these loaders do not go with the settings.
@@ -36,14 +44,26 @@ def make_feed(
     if not given.is_collection and settings.num_clients is None:
         raise needs_client_loaders(f"one {type(given.source).__name__}")
     if len(loaders) == 1 and settings.num_clients is not None:
-        return _deal(settings, loaders[0], given, seed, world_size), loaders[0]
+        return _deal(settings, loaders[0], given, seed, world_size, held_out), loaders[0]
     check_client_loaders(len(loaders), settings.num_clients, settings.partitioner, in_use, given.mode)
-    return LoaderFeed(loaders, given.names, settings.epochs, settings.local_steps, seed, world_size), None
+    evaluated = None
+    if held_out is not None:
+        loaders, evaluated = split_loaders(loaders, given.names, held_out, seed)
+    feed = LoaderFeed(loaders, given.names, settings.epochs, settings.local_steps, seed, world_size)
+    feed.held_out = evaluated
+    return feed, None
 
 
-def _deal(settings: Settings, loader: object, given: TrainLoaders, seed: int, world_size: int) -> Feed:
+def _deal(
+    settings: Settings, loader: object, given: TrainLoaders, seed: int, world_size: int, held_out: float | None
+) -> Feed:
     assert settings.num_clients is not None
     checked = check_loader(loader)
     dataset, plan = read_loader(checked, settings.epochs, settings.local_steps, seed, world_size)
     partitions = make_partitions(dataset, settings.num_clients, settings.partitioner or IIDPartitioner(), seed)
-    return ClientFeed(checked, plan, partitions, seed, dataset, given.wrap)
+    if held_out is None:
+        return ClientFeed(checked, plan, partitions, seed, dataset, given.wrap)
+    partitions, out = hold_out_of_partitions(partitions, dataset, held_out, seed)
+    feed = ClientFeed(checked, plan, partitions, seed, dataset, given.wrap)
+    feed.held_out = dealt_data(checked, out, seed, dataset, given.wrap)
+    return feed

@@ -167,10 +167,14 @@ def _value(entry: LogEntry) -> Any:
 
 @contextmanager
 def captured_log(module: pl.LightningModule, capture: LogCapture) -> Iterator[None]:
-    """Send the module's ``self.log`` and ``self.log_dict`` to ``capture``."""
+    """Send the module's ``self.log`` and ``self.log_dict`` to ``capture``; within another capture, to this one."""
+    around = module.__dict__.get("log")
     # A compiled step breaks its graph here. Elsewhere the wrapper would cost more than the recording.
     module.__dict__["log"] = torch.compiler.disable(capture.record) if is_compiled(module) else capture.record
     try:
         yield
     finally:
-        module.__dict__.pop("log", None)
+        if around is None:
+            module.__dict__.pop("log", None)
+        else:
+            module.__dict__["log"] = around

@@ -24,7 +24,7 @@ from lightning_lbgm._compat.lightning import (
     resume_within_epoch,
     watch_optimizer_step,
 )
-from lightning_lbgm.callbacks.base import FederatedCallback
+from lightning_lbgm.callbacks.base import FederatedCallback, held_out_share
 from lightning_lbgm.callbacks.communication import LBGMCallback
 from lightning_lbgm.clients.local import LocalLoop
 from lightning_lbgm.clients.objective_turn import ObjectiveTurn
@@ -34,7 +34,6 @@ from lightning_lbgm.data.rounds import Round, RoundLoader
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.batch_hooks import watch_batch_hooks
-from lightning_lbgm.strategy.checkpoints import CheckpointingStrategy
 from lightning_lbgm.strategy.checks import (
     check_finders,
     check_fit,
@@ -44,6 +43,7 @@ from lightning_lbgm.strategy.checks import (
     warn_of_unaveraged,
     warn_of_untrained_personal,
 )
+from lightning_lbgm.strategy.client_models import ClientModelsStrategy
 from lightning_lbgm.strategy.data_checks import check_same_data
 from lightning_lbgm.strategy.execution import Execution
 from lightning_lbgm.strategy.feed import make_feed
@@ -62,7 +62,7 @@ __all__ = ["RoundsStrategy"]
 _LIGHTNING_LOG_EVERY_N_STEPS = 50
 
 
-class RoundsStrategy(CheckpointingStrategy):
+class RoundsStrategy(ClientModelsStrategy):
     """Run a communication round for each training batch of Lightning's fit loop.
 
     Args:
@@ -129,7 +129,8 @@ class RoundsStrategy(CheckpointingStrategy):
         session, settings = self.session, self.session.settings
         known = settings.num_clients if session.feed is None else session.feed.num_clients
         in_use = known if self._trainer().global_step > 0 else None
-        feed, loader = make_feed(settings, dataloader, session.seed, self.world_size, in_use)
+        held_out = held_out_share(self._trainer())
+        feed, loader = make_feed(settings, dataloader, session.seed, self.world_size, in_use, held_out)
         session.feed = feed
         cohort_size = resolve_cohort_size(feed.num_clients, settings.clients_per_round)
         assert cohort_size is not None

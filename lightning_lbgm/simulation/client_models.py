@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
+
+from torch import Tensor
 
 from lightning_lbgm.clients.base import ClientUpdate, RoundStart
 from lightning_lbgm.core.flat import FlatParameters
@@ -21,15 +23,16 @@ class HasModels(Protocol):
         flat: The trainable parameters.
         buffers: The module's buffers.
         server: Has the global parameters.
-        clients: The states of the clients that this rank holds.
         in_round: Whether clients are being trained, so that the module holds some client's parameters.
     """
 
     flat: FlatParameters
     buffers: Buffers
     server: Server
-    clients: MutableMapping[int, Any]
     in_round: bool
+
+    def own_values(self, client_id: int) -> dict[str, Tensor] | None:
+        """Return what a client keeps for itself, by name; None if there is nothing."""
 
 
 @contextmanager
@@ -48,13 +51,13 @@ def global_model(federation: HasModels) -> Iterator[None]:
 def client_model(federation: HasModels, client_id: int) -> Iterator[None]:
     """Put the global model as a client uses it into the module for a while: with what the client keeps for itself.
 
-    That is its own buffers with ``buffers="client"``. This rank must hold the client's state, if it has one. What is
-    done to the module meanwhile, such as further training, is undone.
+    That is its own buffers with ``buffers="client"``, and what is personal. This rank must hold the client's state, if
+    it has one. What is done to the module meanwhile, such as further training, is undone.
     """
-    kept = federation.clients.get(client_id, {}) if federation.buffers.mode == "client" else {}
+    own = federation.own_values(client_id)
     with global_model(federation), _given_back(federation):
-        if kept.get("buffers"):
-            federation.buffers.load(kept["buffers"])
+        if own:
+            federation.buffers.load(own)
         yield
 
 

@@ -202,16 +202,16 @@ class ClientPhase:
             if "uplink" not in state:
                 state["uplink"] = federation.channel.init()
             kept, buffers = federation.buffers.own.part(buffers)
-            if result.objective is not None:
-                state["objective"] = result.objective
             context = Context(federation.round_index, federation.shared, federation.seed, (client_id,))
             received = federation.channel.send(client_id, update, buffers, context, state["uplink"])
             if received is not None:
                 state.update(kept)
+                if result.objective is not None:
+                    state["objective"] = result.objective
                 federation.server.receive(received.update, weight)
                 if federation.objective is not None:
-                    kept = federation.objective.receive(state.get("objective"), received.update, result.step_sizes)
-                    state.update({"objective": kept} if kept else {})
+                    learnt = federation.objective.receive(state.get("objective"), received.update, result.step_sizes)
+                    state.update({"objective": learnt} if learnt else {})
                 if self._errors is not None:
                     squared_error = self._errors.receive(result.update, received.update, weight)
                 if received.buffers:

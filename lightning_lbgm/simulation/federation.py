@@ -197,16 +197,6 @@ class Federation:
         own = self.buffers.own
         return own.of(self.clients[client_id]) if own.is_any and client_id in self.clients else None
 
-    @contextmanager
-    def client_model(self, client_id: int) -> Iterator[None]:
-        """Put a client's own parameters and buffers into the module for a while; the rest stays as it is there."""
-        before = self.buffers.read()
-        self.buffers.load({**before, **(self.own_values(client_id) or {})})
-        try:
-            yield
-        finally:
-            self.buffers.load(before)
-
     def take_personal(self, other: Federation) -> None:
         """Take over what another federation's clients keep as personal, as far as it fits, and their places."""
         if not self.buffers.own.has_personal:

@@ -396,7 +396,6 @@ def test_it_has_no_effect_on_training(fit, uplink):
 def test_without_a_monitor_nothing_is_measured(fit):
     recorder = Recorder()
     trainer, _ = fit(LBGMFederated(num_clients=3, uplink=[TopK(0.3)]), callbacks=[recorder])
-    assert trainer.strategy._federation._errors is None
     assert all(report.error is None for report in recorder.reports)
     assert all(math.isnan(c.squared_error) for report in recorder.reports for c in report.clients)
     assert not [name for name in trainer.callback_metrics if name.startswith("convergence/")]

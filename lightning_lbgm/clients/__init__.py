@@ -8,7 +8,8 @@ from lightning_lbgm.clients.objectives import SCAFFOLD, FedDyn, FedProx, LocalOb
 from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vectorized import VectorizedTrainer, Wary
-from lightning_lbgm.clients.vmap.chunk import ELEMENTWISE_OPTIMIZERS, ChunkStep, ChunkTrainer
+from lightning_lbgm.clients.vmap.chunk import ELEMENTWISE_OPTIMIZERS, ChunkTrainer
+from lightning_lbgm.clients.vmap.chunk_parts import ChunkStep
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, has_backward_hooks
 from lightning_lbgm.clients.vmap.proof import ComesOutDifferent
 from lightning_lbgm.clients.vmap.structure import structure_of

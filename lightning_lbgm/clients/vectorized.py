@@ -13,7 +13,8 @@ from lightning_lbgm.clients.objective_turn import kind_of, turn_of
 from lightning_lbgm.clients.objectives import ObjectiveState, SharedObjective
 from lightning_lbgm.clients.sequential import SequentialTrainer
 from lightning_lbgm.clients.vmap.batching import shapes_of, stack
-from lightning_lbgm.clients.vmap.chunk import ChunkResult, ChunkStep, ChunkTrainer
+from lightning_lbgm.clients.vmap.chunk import ChunkTrainer
+from lightning_lbgm.clients.vmap.chunk_parts import ChunkResult, ChunkStep
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, GlobalGenerators, none_escapes, refuse_kept_state
 from lightning_lbgm.clients.vmap.proof import Proof
 from lightning_lbgm.clients.vmap.reach import ReachedState

@@ -1,20 +1,64 @@
-"""Feed of a federation, made from the user's training loaders."""
+"""Feed of a federation and its loader of rounds, made from the user's training loaders."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
+
+from lightning_lbgm.callbacks.base import held_out_share
 from lightning_lbgm.data.client_loaders import LoaderFeed
+from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.collection import TrainLoaders
 from lightning_lbgm.data.evaluation import dealt_data, split_loaders
 from lightning_lbgm.data.feed import ClientFeed, Feed
 from lightning_lbgm.data.hold_out import hold_out_of_partitions
 from lightning_lbgm.data.partitioners import IIDPartitioner, make_partitions
+from lightning_lbgm.data.rounds import RoundLoader
 from lightning_lbgm.data.sampling import read_loader
+from lightning_lbgm.simulation.world import World
 from lightning_lbgm.strategy.data_checks import check_client_loaders, check_loader, needs_client_loaders
+from lightning_lbgm.strategy.session import Session
 from lightning_lbgm.strategy.settings import Settings
 
-__all__ = ["make_feed"]
+__all__ = ["make_feed", "make_rounds"]
+
+
+def make_rounds(
+    session: Session, given: TrainLoaders, trainer: pl.Trainer, world: Callable[[], World], world_size: int
+) -> RoundLoader:
+    """Return the loader of rounds over what the user gave as training data, whose feed becomes the session's.
+
+    Args:
+        session: The session.
+        given: The training data.
+        trainer: The Trainer; a callback of it may hold examples out.
+        world: Returns the processes, once they are connected.
+        world_size: Number of processes.
+
+    Raises:
+        MisconfigurationException: As ``make_feed``, and the other errors too.
+    """
+    settings = session.settings
+    known = settings.num_clients if session.feed is None else session.feed.num_clients
+    in_use = known if trainer.global_step > 0 else None
+    feed, loader = make_feed(settings, given, session.seed, world_size, in_use, held_out_share(trainer))
+    session.feed = feed
+    cohort_size = resolve_cohort_size(feed.num_clients, settings.clients_per_round)
+    assert cohort_size is not None
+    return RoundLoader(
+        feed,
+        cohort_size,
+        settings.rounds_per_epoch,
+        next_round=lambda: session.round_index,
+        prepare=lambda: feed.prepare(world()),
+        loader=loader,
+        collection=given.source if given.is_collection else None,
+        participation=settings.participation,
+        sampling=lambda: session.require().sampling,
+        agree=lambda turnout: world().broadcast(turnout),
+    )
 
 
 def make_feed(

@@ -24,11 +24,10 @@ from lightning_lbgm._compat.lightning import (
     resume_within_epoch,
     watch_optimizer_step,
 )
-from lightning_lbgm.callbacks.base import FederatedCallback, held_out_share
+from lightning_lbgm.callbacks.base import FederatedCallback
 from lightning_lbgm.callbacks.communication import LBGMCallback
 from lightning_lbgm.clients.local import LocalLoop
 from lightning_lbgm.clients.objective_turn import ObjectiveTurn
-from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.collection import TrainLoaders
 from lightning_lbgm.data.rounds import Round, RoundLoader
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
@@ -46,7 +45,7 @@ from lightning_lbgm.strategy.checks import (
 from lightning_lbgm.strategy.client_models import ClientModelsStrategy
 from lightning_lbgm.strategy.data_checks import check_same_data
 from lightning_lbgm.strategy.execution import Execution
-from lightning_lbgm.strategy.feed import make_feed
+from lightning_lbgm.strategy.feed import make_rounds
 from lightning_lbgm.strategy.lazy import has_lazy_parameters, initialize_lazy
 from lightning_lbgm.strategy.local_counts import count_local_batches
 from lightning_lbgm.strategy.local_outputs import LocalOutput, noted_extra_outputs
@@ -126,26 +125,7 @@ class RoundsStrategy(ClientModelsStrategy):
         """Turn the training DataLoader into a loader of rounds; each process gets its share of others."""
         if not isinstance(dataloader, TrainLoaders):
             return super().process_dataloader(dataloader)
-        session, settings = self.session, self.session.settings
-        known = settings.num_clients if session.feed is None else session.feed.num_clients
-        in_use = known if self._trainer().global_step > 0 else None
-        held_out = held_out_share(self._trainer())
-        feed, loader = make_feed(settings, dataloader, session.seed, self.world_size, in_use, held_out)
-        session.feed = feed
-        cohort_size = resolve_cohort_size(feed.num_clients, settings.clients_per_round)
-        assert cohort_size is not None
-        return RoundLoader(
-            feed,
-            cohort_size,
-            settings.rounds_per_epoch,
-            next_round=lambda: session.round_index,
-            prepare=lambda: feed.prepare(self.world),
-            loader=loader,
-            collection=dataloader.source if dataloader.is_collection else None,
-            participation=settings.participation,
-            sampling=lambda: session.require().sampling,
-            agree=lambda turnout: self.world.broadcast(turnout),
-        )
+        return make_rounds(self.session, dataloader, self._trainer(), lambda: self.world, self.world_size)
 
     @override
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:

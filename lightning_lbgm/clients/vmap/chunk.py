@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_lbgm.clients.base import ClientUpdate, LocalResult, TurnBuffers
+from lightning_lbgm.clients.base import ClientUpdate, TurnBuffers
 from lightning_lbgm.clients.local import copy_hyperparameter
 from lightning_lbgm.clients.log import ChunkLog
 from lightning_lbgm.clients.objective_turn import (
@@ -20,15 +19,15 @@ from lightning_lbgm.clients.objective_turn import (
     stack_turns,
     state_at,
 )
-from lightning_lbgm.clients.objectives import LocalObjective, ObjectiveState, SharedObjective
-from lightning_lbgm.clients.optimizer_start import OptimizerStart
+from lightning_lbgm.clients.objectives import ObjectiveState, SharedObjective
 from lightning_lbgm.clients.personal import Alternation, gradient_correction
 from lightning_lbgm.clients.vmap.batching import SplitBatch
+from lightning_lbgm.clients.vmap.chunk_parts import ChunkResult, ChunkStep
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, no_metric_updates
 from lightning_lbgm.clients.vmap.step_module import StepModule
 from lightning_lbgm.core.flat import FlatParameters
 
-__all__ = ["ELEMENTWISE_OPTIMIZERS", "ChunkResult", "ChunkStep", "ChunkTrainer"]
+__all__ = ["ELEMENTWISE_OPTIMIZERS", "ChunkTrainer"]
 
 ELEMENTWISE_OPTIMIZERS: tuple[type[Optimizer], ...] = (
     torch.optim.SGD,
@@ -45,55 +44,6 @@ ELEMENTWISE_OPTIMIZERS: tuple[type[Optimizer], ...] = (
 
 _PREFIX = "module."
 _MAX_CACHED_CHUNK_SIZES = 2  # whole chunks, and the last one of a cohort
-
-
-@dataclass(frozen=True)
-class ChunkStep:
-    """What a local step does, of one round.
-
-    Attributes:
-        loss: Called as ``loss(batch, local step index)`` with one client's batch; returns a loss of one element, or
-            None to skip the step.
-        optimizer: The client optimizer: its class and its hyperparameters as they are now are used.
-        start: Its starting state.
-        transfer: Applied to a stacked batch, if given.
-        clip_value: Bound of the gradients of a client, if given.
-        clip_algorithm: Whether their joint L2 norm or each value is bounded.
-        objective: Corrects the gradients, if given.
-        personal_steps: Steps of a turn that change personal parameters alone. None: all change all.
-    """
-
-    loss: Callable[[Any, int], Tensor | None]
-    optimizer: Optimizer
-    start: OptimizerStart
-    transfer: Callable[[Any], Any] | None = None
-    clip_value: float | None = None
-    clip_algorithm: Literal["norm", "value"] = "norm"
-    objective: LocalObjective | None = None
-    personal_steps: int | None = None
-
-
-@dataclass
-class ChunkResult:
-    """What a chunk of C clients amounts to; valid until the next chunk is trained.
-
-    Attributes:
-        local: Steps and examples of each client; ``loss_sum`` has shape ``(C,)``.
-        params: The clients' shared parameters in the layout's order, each of shape ``(C, *shape)``.
-        personal: Their personal parameters by name, each of shape ``(C, *shape)``.
-        buffers: The clients' buffers by name, each of shape ``(C, ...)``.
-        log: What they logged.
-        objective: The stacked state of their local objective after the turn; None if there is none.
-        step_sizes: Sums of the learning rates, as in ``ClientUpdate``.
-    """
-
-    params: list[Tensor]
-    personal: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    log: ChunkLog
-    local: LocalResult = field(default_factory=LocalResult)
-    objective: ObjectiveState | None = None
-    step_sizes: tuple[float, ...] = ()
 
 
 class ChunkTrainer:

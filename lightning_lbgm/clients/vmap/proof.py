@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 from lightning_lbgm.clients.base import ClientUpdate, RoundStart
 from lightning_lbgm.clients.objective_turn import values_of
 from lightning_lbgm.clients.sequential import SequentialTrainer
-from lightning_lbgm.clients.vmap.chunk import ChunkResult, ChunkTrainer
+from lightning_lbgm.clients.vmap.chunk import ChunkTrainer
+from lightning_lbgm.clients.vmap.chunk_parts import ChunkResult
 from lightning_lbgm.clients.vmap.comparison import Turn, find_difference, nudge
 from lightning_lbgm.clients.vmap.guards import CannotVectorize, refuse_kept_state
 from lightning_lbgm.clients.vmap.reach import ReachedState

@@ -27,6 +27,7 @@ import torch
 from benchmarks import device, page
 from benchmarks.feeding import feeding
 from benchmarks.look_back import look_back
+from benchmarks.methods_cost import methods_cost
 from benchmarks.processes import processes
 from benchmarks.rounds import execution, peers, round_cost, stores, uplink_cost
 from benchmarks.scaling import scaling
@@ -40,6 +41,7 @@ PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
     "stores": stores,
     "look_back": look_back,
     "uplinks": uplink_cost,
+    "methods": methods_cost,
     "stages": stage_cost,
     "feeding": feeding,
     "scaling": scaling,

@@ -80,7 +80,7 @@ class Fit(pl.Callback):
                     "enable_model_summary": False,
                     "default_root_dir": self._folder.name,  # for the callback's table of clients
                     **self._settings,
-                    "callbacks": [self, TQDMProgressBar()],
+                    "callbacks": [*self._settings.get("callbacks", ()), self, TQDMProgressBar()],
                 }
             )
             self.trainer.fit(module, loader)

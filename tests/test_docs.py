@@ -44,7 +44,7 @@ def test_the_metrics_page_lists_what_is_logged():
 
     advice = Advice()
     advice.begin(as_chain(LookBack()), {"clients_per_round": 1, "num_clients": 2}, anew=True)
-    report = RoundReport(0, (), 0.0, broadcast=Broadcast(decision=Decision((True,), (0.1,), (1.0,))))
+    report = RoundReport(0, (), 0.0, broadcast=Broadcast(decision=Decision((True,), (0.1,), (1.0,))), num_available=1)
     logged = {*round_metrics(report, Ledger()), *advice.observe(report)}
     listed = set(re.findall(r"^\| `((?:comm|lbgm|fl)/\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
     assert logged == listed

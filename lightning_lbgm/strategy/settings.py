@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.compression.chain import Chain, as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
-from lightning_lbgm.core.describe import describe, describe_callable, describe_optimizer
+from lightning_lbgm.core.describe import describe, describe_optimizer
 from lightning_lbgm.core.validation import class_hint
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.feed import Feed
@@ -119,7 +119,7 @@ class Settings:
     def _describe_server_optimizer(self, federation: Federation | None) -> str:
         if federation is not None:
             return describe_optimizer(federation.server.optimizer)
-        return describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)"
+        return describe(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)"
 
     def identify(self, federation: Federation, feed: Feed, version: int) -> dict[str, Any]:
         """Return what must agree for a checkpoint's clients to be this federation's, as values that can be compared.

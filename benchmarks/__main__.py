@@ -28,7 +28,7 @@ from benchmarks import device, page
 from benchmarks.feeding import feeding
 from benchmarks.look_back import look_back
 from benchmarks.processes import processes
-from benchmarks.rounds import execution, peers, round_cost, stores, uplink_cost
+from benchmarks.rounds import execution, objective_cost, peers, round_cost, stores, uplink_cost
 from benchmarks.scaling import scaling
 from benchmarks.stages import stage_cost
 
@@ -40,6 +40,7 @@ PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
     "stores": stores,
     "look_back": look_back,
     "uplinks": uplink_cost,
+    "objectives": objective_cost,
     "stages": stage_cost,
     "feeding": feeding,
     "scaling": scaling,

@@ -65,15 +65,9 @@ def methods() -> dict[str, Method]:
         "FedProx": Method(lambda mu: {"objective": FedProx(mu)}, {"drift": 0.1}, (0.01, 0.1, 1.0)),
         "SCAFFOLD": Method(lambda _: {"objective": SCAFFOLD()}, {}),
         "FedDyn": Method(lambda alpha: {"objective": FedDyn(alpha)}, {"drift": 0.03}, (0.01, 0.03, 0.1)),
-        "FedAvgM": Method(
-            lambda beta: {"server_optimizer": FedAvgM(momentum=beta)}, {"drift": 0.7}, (0.7, 0.9)
-        ),
-        "FedAdam": Method(
-            lambda lr: {"server_optimizer": FedAdam(lr=lr)}, {"drift": 0.01}, (0.003, 0.01)
-        ),
-        "FedYogi": Method(
-            lambda lr: {"server_optimizer": FedYogi(lr=lr)}, {"drift": 0.01}, (0.01,)
-        ),
+        "FedAvgM": Method(lambda beta: {"server_optimizer": FedAvgM(momentum=beta)}, {"drift": 0.7}, (0.7, 0.9)),
+        "FedAdam": Method(lambda lr: {"server_optimizer": FedAdam(lr=lr)}, {"drift": 0.01}, (0.003, 0.01)),
+        "FedYogi": Method(lambda lr: {"server_optimizer": FedYogi(lr=lr)}, {"drift": 0.01}, (0.01,)),
     }
 
 

@@ -22,6 +22,7 @@ from lightning_lbgm.compression import Context
 from lightning_lbgm.payloads import Dense
 from lightning_lbgm.protocol import ClientEnd, Message, ServerEnd, WireChannel
 from lightning_lbgm.server.objective import ServerObjective
+from lightning_lbgm.simulation import undo
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy import session
 
@@ -384,6 +385,18 @@ def test_a_round_that_breaks_off_is_taken_back_at_both_ends(tmp_path, objective,
         trainer.fit(module, make_loaders())
     assert same(before, strategy._federation)
     assert torch.equal(flat_params(module), params)
+
+
+def test_what_clients_keep_for_it_is_taken_back_however_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(undo, "_MAX_KEPT_BYTES", 0)
+    before, *_ = train(tmp_path, SCAFFOLD(), rounds=2)
+    strategy = LBGMFederated(
+        num_clients=None, objective=SCAFFOLD(), local_epochs=EPOCHS, uplink=[], seed=0, clients_per_round=3
+    )
+    trainer = build_trainer(tmp_path, strategy, max_epochs=3, callbacks=[Breaks()])
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer.fit(Module(), make_loaders())
+    assert same(before, strategy._federation)
 
 
 def test_a_checkpoint_that_lacks_clients_lets_all_start_anew(tmp_path):

@@ -65,8 +65,8 @@ def methods() -> dict[str, Method]:
         "FedProx": Method(lambda mu: {"objective": FedProx(mu)}, {"drift": 0.1}, (0.01, 0.1, 1.0)),
         "SCAFFOLD": Method(lambda _: {"objective": SCAFFOLD()}, {}),
         "FedDyn": Method(lambda alpha: {"objective": FedDyn(alpha)}, {"drift": 0.03}, (0.01, 0.03, 0.1)),
-        "FedAvgM": Method(lambda beta: {"server_optimizer": FedAvgM(momentum=beta)}, {"drift": 0.7}, (0.7, 0.9)),
-        "FedAdam": Method(lambda lr: {"server_optimizer": FedAdam(lr=lr)}, {"drift": 0.01}, (0.003, 0.01)),
+        "FedAvgM": Method(lambda beta: {"server_optimizer": FedAvgM(momentum=beta)}, {"drift": 0.7}, (0.7,)),
+        "FedAdam": Method(lambda lr: {"server_optimizer": FedAdam(lr=lr)}, {"drift": 0.01}, (0.01,)),
         "FedYogi": Method(lambda lr: {"server_optimizer": FedYogi(lr=lr)}, {"drift": 0.01}, (0.01,)),
     }
 
@@ -166,13 +166,18 @@ def run_missing(jobs: list[tuple[str, str, Any, int]], path: Path, rounds: int |
     return rows
 
 
-def table(rows: list[Row]) -> str:
-    """Return one setting's results as a Markdown table; several values of a parameter are rows of their own."""
+def table(rows: list[Row], compared: list[Row] | None = None) -> str:
+    """Return one setting's results as a Markdown table; several values of a parameter are rows of their own.
+
+    Args:
+        rows: The results.
+        compared: Those that have FedAvg's of the same seeds. None: ``rows``.
+    """
     lines = [
-        "| method | parameter | accuracy | against FedAvg | between rounds | rounds to 80 % | bytes |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| method | parameter | seeds | accuracy | against FedAvg | between rounds | rounds to 80 % | bytes |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    fedavg = {row["seed"]: row["accuracy"] for row in rows if row["method"] == "FedAvg"}
+    fedavg = {row["seed"]: row["accuracy"] for row in compared or rows if row["method"] == "FedAvg"}
     for name, value in dict.fromkeys((row["method"], row["value"]) for row in rows):
         found = [row for row in rows if (row["method"], row["value"]) == (name, value)]
         accuracies = [row["accuracy"] for row in found]
@@ -182,6 +187,7 @@ def table(rows: list[Row]) -> str:
         cells = [
             name,
             "" if value is None else f"{value:g}",
+            str(len(found)),
             f"{accuracy:.4f} ± {max(abs(a - accuracy) for a in accuracies):.4f}",
             f"{statistics.mean(gains):+.2f}" if gains else "",
             f"{100 * statistics.mean(row['spread'] for row in found):.2f}",
@@ -190,6 +196,20 @@ def table(rows: list[Row]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def tables(rows: list[Row]) -> dict[str, str]:
+    """Return the tables of the page by name, of what there is: each setting's, and that of its tuning."""
+    found = {}
+    for setting, settings in SETTINGS.items():
+        own = [row for row in rows if row["setting"] == setting and row["rounds"] == settings.rounds]
+        made = methods().items()
+        chosen = [(name, method.chosen.get(setting)) for name, method in made]
+        tried = [(name, value) for name, method in made for value in method.tried if len(method.tried) > 1]
+        for title, pairs, seeds in ((setting, chosen, None), (f"{setting} tuning", tried, (0,))):
+            shown = [row for pair in pairs for row in own if (row["method"], row["value"]) == pair]
+            found[title] = table([row for row in shown if seeds is None or row["seed"] in seeds], own)
+    return found
 
 
 def filled(text: str, name: str, content: str) -> str:
@@ -219,9 +239,11 @@ def main() -> None:
         jobs = [(setting, name, value, seed) for name in chosen for value in values[name] for seed in seeds]
         text = table(run_missing(jobs, path, args.rounds))
         print(f"\n{SETTINGS[setting].title}\n\n{text}", flush=True)
-        if args.docs:
-            name = f"{setting} tuning" if args.tune else setting
-            PAGE.write_text(filled(PAGE.read_text(), name, text))
+    if args.docs:
+        page = PAGE.read_text()
+        for name, text in tables(load(RESULTS)).items():
+            page = filled(page, name, text)
+        PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.feed import Feed
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
 from lightning_lbgm.server.aggregation import Aggregator
+from lightning_lbgm.server.presets import ServerPreset
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.identity import identify, identify_optimizer
 
@@ -210,10 +211,11 @@ def _check_local_work(settings: Settings) -> None:
 
 def _check_server(settings: Settings) -> None:
     optimizer, aggregation = settings.server_optimizer, settings.aggregation
-    if optimizer is not None and (isinstance(optimizer, Optimizer) or not callable(optimizer)):
+    hint = class_hint(optimizer, ServerPreset)
+    if optimizer is not None and (isinstance(optimizer, Optimizer) or not callable(optimizer) or hint):
         raise TypeError(
             "`server_optimizer` must be a callable that takes parameters and returns a `torch.optim.Optimizer`,"
-            f" such as `lambda params: torch.optim.Adam(params, lr=0.01)`; got {optimizer!r}."
+            f" such as `lambda params: torch.optim.Adam(params, lr=0.01)`; got {optimizer!r}.{hint}"
         )
     if aggregation is not None and not isinstance(aggregation, Aggregator):
         raise TypeError(

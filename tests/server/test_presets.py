@@ -92,6 +92,11 @@ def test_arguments_out_of_range_are_refused(make, message):
         make()
 
 
+def test_a_class_is_no_preset():
+    with pytest.raises(TypeError, match=r"`server_optimizer` must be.*FedAdam is a class: write FedAdam\(lr=0.01\)"):
+        LBGMFederated(num_clients=3, server_optimizer=FedAdam)
+
+
 def train(root, preset, ckpt_path=None, **trainer):
     torch.manual_seed(0)
     module = TinyModule()

@@ -1,4 +1,4 @@
-"""A fit with a local objective that keeps a state, for test_world.py: ``python objective_script.py DEVICES FOLDER``.
+"""Fits with local objectives that keep a state, for test_world.py: ``python objective_script.py DEVICES FOLDER``.
 
 Rank r writes ``FOLDER/rank{r}.pt``.
 """
@@ -14,7 +14,7 @@ import torch
 from conftest import TinyModule, build_trainer, flat_params, make_data
 from torch.utils.data import DataLoader
 
-from lightning_lbgm import LBGMFederated
+from lightning_lbgm import SCAFFOLD, FedDyn, LBGMFederated
 from lightning_lbgm.clients import LocalObjective
 
 
@@ -44,14 +44,28 @@ class Homes(pl.Callback):
 
 def main(devices: int, folder: Path) -> None:
     torch.manual_seed(0)
-    module, homes = TinyModule(), Homes()
+    first, homes = TinyModule(), Homes()
     strategy = LBGMFederated(num_clients=5, clients_per_round=2, local_steps=3, uplink=[], seed=0, objective=Variate())
     trainer = build_trainer(folder, strategy, devices=devices, max_epochs=8, callbacks=[homes])
-    trainer.fit(module, DataLoader(make_data(), batch_size=4))
+    trainer.fit(first, DataLoader(make_data(), batch_size=4))
     clients = strategy._federation.clients
     states = {client: state["objective"] for client, state in clients.items() if "objective" in state}
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    torch.save({"params": flat_params(module), "states": states, "homes": homes.seen}, folder / f"rank{rank}.pt")
+    shared = {}
+    for objective in (SCAFFOLD(), FedDyn(0.3)):
+        torch.manual_seed(0)
+        module = TinyModule(lr=0.1)
+        strategy = LBGMFederated(
+            num_clients=5, clients_per_round=3, local_steps=3, uplink=[], seed=0, objective=objective
+        )
+        trainer = build_trainer(folder, strategy, devices=devices, max_epochs=6)
+        trainer.fit(module, DataLoader(make_data(), batch_size=4))
+        federation = strategy._federation
+        kept = {k: state["objective"] for k, state in federation.clients.items() if "objective" in state}
+        results = {"params": flat_params(module), "server": federation.objective.state, "clients": kept}
+        shared[repr(objective)] = {**results, "ledger": strategy.ledger.state_dict()}
+    results = {"params": flat_params(first), "states": states, "homes": homes.seen, "shared": shared}
+    torch.save(results, folder / f"rank{rank}.pt")
     trainer.strategy.barrier()
 
 

@@ -179,6 +179,33 @@ def test_who_takes_part_comes_from_a_config(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("objective", "server_optimizer", "shown"),
+    [
+        (
+            {"class_path": "lightning_lbgm.SCAFFOLD"},
+            {"class_path": "lightning_lbgm.FedAvgM"},
+            "SGD(lr=1.0, momentum=0.9",
+        ),
+        (
+            {"class_path": "lightning_lbgm.FedDyn", "init_args": {"alpha": 0.2}},
+            {"class_path": "lightning_lbgm.FedAdam", "init_args": {"lr": 0.02, "betas": [0.5, 0.9]}},
+            "ServerAdam(lr=0.02, betas=(0.5, 0.9)",
+        ),
+        (None, {"class_path": "lightning_lbgm.FedYogi", "init_args": {"eps": 0.01}}, "ServerYogi(lr=0.01"),
+    ],
+)
+def test_methods_by_name_come_from_a_config(tmp_path, objective, server_optimizer, shown):
+    arguments = {"num_clients": 3, "server_optimizer": server_optimizer}
+    strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {**arguments, "objective": objective}}
+    trained = run(tmp_path, strategy).trainer.strategy
+    assert trained.settings()["server_optimizer"].startswith(shown)
+    name = None if objective is None else objective["class_path"].rpartition(".")[2]
+    assert (trained.session.settings.objective is None) == (name is None)
+    assert str(trained.settings().get("objective", "")).startswith(name or "")
+    assert trained.round_index == 2
+
+
 def test_the_settings_name_the_server_optimizer_of_a_config(tmp_path):
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "momentum": 0.9}}
     strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {"server_optimizer": optimizer}}

@@ -60,7 +60,6 @@ class ObjectiveTurn:
         if isinstance(self.objective, SharedObjective):
             self._rates = [0.0] * len(self._groups)
 
-    @torch.no_grad()
     def correct(self, scale: float | None = None) -> None:
         """Correct the parameters' ``grad``, after a backward pass.
 
@@ -68,6 +67,14 @@ class ObjectiveTurn:
             scale: What mixed precision has multiplied the gradients by. If they have overflowed they stay as they are,
                 because the step will be skipped. None: nothing.
         """
+        enabled = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # the function: the context manager takes half as long as a small correction
+        try:
+            self._correct(scale)
+        finally:
+            torch.set_grad_enabled(enabled)
+
+    def _correct(self, scale: float | None) -> None:
         gradients = _own_gradients(self._parameters)
         if scale is not None:
             torch._foreach_mul_(gradients, 1 / scale)

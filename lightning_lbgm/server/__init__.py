@@ -2,6 +2,6 @@
 
 from lightning_lbgm.server.aggregation import Aggregator, WeightedMean
 from lightning_lbgm.server.median import CoordinateMedian
-from lightning_lbgm.server.presets import FedAdam, FedAvgM, FedYogi
+from lightning_lbgm.server.presets import FedAdam, FedAvgM, FedYogi, ServerPreset
 
-__all__ = ["Aggregator", "CoordinateMedian", "FedAdam", "FedAvgM", "FedYogi", "WeightedMean"]
+__all__ = ["Aggregator", "CoordinateMedian", "FedAdam", "FedAvgM", "FedYogi", "ServerPreset", "WeightedMean"]

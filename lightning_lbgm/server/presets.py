@@ -14,10 +14,22 @@ from torch.optim import SGD, Optimizer
 
 from lightning_lbgm.core.describe import describe_call
 
-__all__ = ["AdaptiveServer", "FedAdam", "FedAvgM", "FedYogi", "ServerAdam", "ServerYogi"]
+__all__ = ["AdaptiveServer", "FedAdam", "FedAvgM", "FedYogi", "ServerAdam", "ServerPreset", "ServerYogi"]
 
 
-class FedAvgM:
+class ServerPreset(ABC):
+    """A server optimizer by name and arguments, for ``server_optimizer`` and for configs of a LightningCLI."""
+
+    @abstractmethod
+    def __call__(self, params: Iterable[Parameter]) -> Optimizer:
+        """Make the optimizer of the global parameters."""
+
+    def __repr__(self) -> str:
+        """Show the constructor call."""
+        return describe_call(self)
+
+
+class FedAvgM(ServerPreset):
     """SGD with momentum on the server, for ``server_optimizer``.
 
     Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019,
@@ -42,14 +54,10 @@ class FedAvgM:
         self.momentum = _share("FedAvgM", "momentum", momentum)
 
     def __call__(self, params: Iterable[Parameter]) -> Optimizer:
-        """Make the optimizer."""
         return SGD(params, lr=self.lr, momentum=self.momentum)
 
-    def __repr__(self) -> str:
-        return describe_call(self)
 
-
-class _Adaptive(ABC):
+class _Adaptive(ServerPreset):
     """Arguments of FedAdam and FedYogi, and the optimizer of them."""
 
     _make: Callable[..., Optimizer]
@@ -63,11 +71,7 @@ class _Adaptive(ABC):
         self.betas = (_share(name, "betas", betas[0]), _share(name, "betas", betas[1]))
 
     def __call__(self, params: Iterable[Parameter]) -> Optimizer:
-        """Make the optimizer."""
         return type(self)._make(params, lr=self.lr, betas=self.betas, eps=self.eps)
-
-    def __repr__(self) -> str:
-        return describe_call(self)
 
 
 class AdaptiveServer(Optimizer, ABC):

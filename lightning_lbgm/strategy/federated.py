@@ -27,6 +27,7 @@ from lightning_lbgm.data.samplers import Sampler
 from lightning_lbgm.protocol.broadcast import as_downlink
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.aggregation import Aggregator
+from lightning_lbgm.server.presets import ServerPreset
 from lightning_lbgm.strategy.execution import ExecutionMode
 from lightning_lbgm.strategy.hints import with_hints
 from lightning_lbgm.strategy.rounds import RoundsStrategy
@@ -59,7 +60,8 @@ class LBGMFederated(RoundsStrategy):
         local_epochs: Passes of a client over its examples in a round.
         local_steps: Optimizer steps of a client in a round (tau). At most one of the two; neither: one local epoch.
         server_optimizer: Called with the global parameters, returns a ``torch.optim.Optimizer`` that is stepped with
-            the mean update as the gradient. None: ``SGD(lr=1.0)``, which is FedAvg.
+            the mean update as the gradient: ``FedAvgM()``, ``FedAdam(lr=0.01)``, ``FedYogi(lr=0.01)`` or any other.
+            None: ``SGD(lr=1.0)``, which is FedAvg.
         weighting: Client weights omega_k: ``"examples"``, n_k over the cohort's sum; or ``"uniform"``.
         buffers: What becomes of all that training changes besides the trainable parameters: BatchNorm's statistics,
             other buffers, frozen parameters that the step moves (a momentum encoder). ``"average"``: float ones are
@@ -76,7 +78,8 @@ class LBGMFederated(RoundsStrategy):
         vectorized_chunk: Most clients in a chunk. None: 20 on a CPU, as many as 4 GiB of parameters allow on a GPU.
         aggregation: How the server makes one update of the cohort's. None: ``WeightedMean()``, which is FedAvg's;
             ``CoordinateMedian()``: robust against a minority of wrong ones.
-        objective: What clients minimise besides the module's loss, such as ``FedProx(mu=0.1)``. None: nothing.
+        objective: What clients minimise besides the module's loss, against drifting apart: ``FedProx(mu=0.1)``,
+            ``SCAFFOLD()`` or ``FedDyn(alpha=0.1)``. None: nothing.
         client_store: Where clients' states are kept: ``"memory"``, or a directory, for more clients than memory holds.
             Each client's whole state lies there then, in a sub-folder of the run that goes with it, and only the client
             at hand is in memory. Results are the same bit for bit.
@@ -128,7 +131,7 @@ class LBGMFederated(RoundsStrategy):
         clients_per_round: int | float | None = None,
         local_epochs: int | None = None,
         local_steps: int | None = None,
-        server_optimizer: Callable[[Iterable[Parameter]], Optimizer] | None = None,
+        server_optimizer: ServerPreset | Callable[[Iterable[Parameter]], Optimizer] | None = None,
         weighting: Literal["examples", "uniform"] = "examples",
         buffers: Literal["average", "server", "client"] = "average",
         rounds_per_epoch: int = 1,

@@ -13,13 +13,14 @@ from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.clients.personal import Personal
 from lightning_lbgm.compression.chain import Chain, as_chain
 from lightning_lbgm.compression.methods.lookback import LookBack
-from lightning_lbgm.core.describe import describe, describe_callable, describe_optimizer
+from lightning_lbgm.core.describe import describe, describe_optimizer
 from lightning_lbgm.core.validation import class_hint
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.feed import Feed
 from lightning_lbgm.data.participation import Participation
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
 from lightning_lbgm.server.aggregation import Aggregator
+from lightning_lbgm.server.presets import ServerPreset
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.identity import identify, identify_optimizer
 
@@ -127,7 +128,7 @@ class Settings:
     def _describe_server_optimizer(self, federation: Federation | None) -> str:
         if federation is not None:
             return describe_optimizer(federation.server.optimizer)
-        return describe_callable(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)"
+        return describe(self.server_optimizer) if self.server_optimizer else "SGD(lr=1.0)"
 
     def identify(self, federation: Federation, feed: Feed, version: int) -> dict[str, Any]:
         """Return what must agree for a checkpoint's clients to be this federation's, as values that can be compared.
@@ -220,10 +221,11 @@ def _check_local_work(settings: Settings) -> None:
 
 def _check_server(settings: Settings) -> None:
     optimizer, aggregation = settings.server_optimizer, settings.aggregation
-    if optimizer is not None and (isinstance(optimizer, Optimizer) or not callable(optimizer)):
+    hint = class_hint(optimizer, ServerPreset)
+    if optimizer is not None and (isinstance(optimizer, Optimizer) or not callable(optimizer) or hint):
         raise TypeError(
             "`server_optimizer` must be a callable that takes parameters and returns a `torch.optim.Optimizer`,"
-            f" such as `lambda params: torch.optim.Adam(params, lr=0.01)`; got {optimizer!r}."
+            f" such as `lambda params: torch.optim.Adam(params, lr=0.01)`; got {optimizer!r}.{hint}"
         )
     if aggregation is not None and not isinstance(aggregation, Aggregator):
         raise TypeError(

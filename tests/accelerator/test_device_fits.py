@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_lbgm import (
     DIANA,
     QSGD,
+    SCAFFOLD,
     ConvergenceMonitor,
     CoordinateMedian,
     ErrorFeedback,
+    FedDyn,
     FedProx,
     GradientSpaceCallback,
     LayerRecycling,
@@ -52,6 +54,8 @@ SETTINGS = {
     "downlink damped": lambda folder: {"downlink": [RandK(0.2)]},
     "fedprox": lambda folder: {"objective": FedProx(0.1)},
     "fedprox vectorized": lambda folder: {"objective": FedProx(0.1), "execution": "vectorized"},
+    "scaffold": lambda folder: {"objective": SCAFFOLD()},
+    "feddyn vectorized": lambda folder: {"objective": FedDyn(0.1), "execution": "vectorized"},
 }
 
 

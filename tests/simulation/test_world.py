@@ -264,6 +264,17 @@ def test_a_local_objectives_state_moves_with_its_client(tmp_path):
         torch.testing.assert_close(together[client]["control"], state["control"], rtol=0, atol=1e-5)
     for rank in (first, second):
         torch.testing.assert_close(rank["params"], single["params"], rtol=0, atol=1e-5)
+    # Objectives that the server has a part in: it is the same on every rank, to the bit.
+    for name, alone in single["shared"].items():
+        one, two = first["shared"][name], second["shared"][name]
+        for key, vector in alone["server"].items():
+            assert torch.equal(one["server"][key], two["server"][key])
+            torch.testing.assert_close(one["server"][key], vector, rtol=0, atol=1e-5)
+        assert torch.equal(one["params"], two["params"])
+        torch.testing.assert_close(one["params"], alone["params"], rtol=0, atol=1e-5)
+        assert one["ledger"] == two["ledger"] == alone["ledger"]
+        assert not one["clients"].keys() & two["clients"].keys()
+        torch.testing.assert_close({**one["clients"], **two["clients"]}, alone["clients"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -151,11 +151,6 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--data", type=Path, default=os.environ.get("LBGM_DATA"), help="folder with FashionMNIST/raw")
     parser.add_argument("--examples", type=int, default=6000, help="examples of Fashion-MNIST")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # threads inside such small operations cost more than they give
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
     print(f"{'method':<8}{'mean client':>20}{'worst client':>20}{'uplink bytes':>15}{'seconds':>9}")
     results = {}
     for method in args.method:
@@ -175,4 +170,8 @@ def span(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # threads inside such small operations cost more than they give
+    warnings.filterwarnings("ignore", module="lightning")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     main()

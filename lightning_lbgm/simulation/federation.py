@@ -180,7 +180,10 @@ class Federation:
     def client_model(self, client_id: int) -> Iterator[None]:
         """Put a client's own parameters and buffers into the module for a while; the rest stays as it is there."""
         before = self.buffers.read()
-        self.buffers.load({**before, **(self.own_values(client_id) or {})})
+        own = self.own_values(client_id) or {}
+        # After a fit the module may be on another device than what clients keep.
+        own = {name: value.to(before[name].device) if name in before else value for name, value in own.items()}
+        self.buffers.load({**before, **own})
         try:
             yield
         finally:

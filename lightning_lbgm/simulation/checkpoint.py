@@ -93,8 +93,8 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
     clients: dict[Any, Any]
     on_disk = False
     if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
-        trained = federation.undo.trained if federation.in_round and federation.undo is not None else []
-        clients = federation.clients.snapshot(clients_folder, without=trained)["skeletons"]
+        before = federation.undo.personal if federation.in_round and federation.undo is not None else {}
+        clients = federation.clients.snapshot(clients_folder, instead=before)["skeletons"]
         on_disk = True
     elif federation.in_round and federation.undo is not None:
         clients = dict(sorted(federation.undo.before(federation.clients)))

@@ -136,9 +136,12 @@ class RoundUndo:
                 yield client_id, state
 
     @property
-    def trained(self) -> list[int]:
-        """Clients whose state may have changed."""
-        return list(self._clients)
+    def personal(self) -> dict[int, dict[str, Any] | None]:
+        """Of the clients whose state may have changed the personal parameters as of the round's start, as a state."""
+        return {
+            client_id: None if kept is None or kept.personal is None else {"personal": dict(kept.personal)}
+            for client_id, kept in self._clients.items()
+        }
 
     def restore(self) -> int:
         """Put everything back; return the number of clients whose state is lost."""

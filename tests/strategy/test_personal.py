@@ -14,7 +14,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lightning_lbgm import ErrorFeedback, FedProx, LBGMFederated, LookBack, NaturalPartitioner, SignSGD, TopK
+from lightning_lbgm import (
+    ErrorFeedback,
+    FederatedCallback,
+    FedProx,
+    LBGMFederated,
+    LookBack,
+    NaturalPartitioner,
+    SignSGD,
+    TopK,
+)
 from lightning_lbgm.clients import LocalObjective
 from lightning_lbgm.protocol.channel import SharedChannel
 from lightning_lbgm.simulation import undo as round_undo
@@ -260,6 +269,22 @@ def test_resuming_goes_on_to_the_bit(fit, tmp_path, method, execution):
     # The checkpoint's model loads as it is, with the initial values of what is personal.
     plain = Split.load_from_checkpoint(tmp_path / "a.ckpt")
     assert torch.equal(plain.head.weight, Split().head.weight)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_checkpoint_within_a_round_has_the_values_of_its_start(fit, tmp_path, on_disk):
+    class Save(FederatedCallback):
+        def on_client_end(self, trainer, pl_module, report):
+            if (trainer.global_step, report.client_id) == (1, 1):
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    store = {"client_store": str(tmp_path / "store")} if on_disk else {}
+    trainer = {"max_epochs": 3, "callbacks": [Save()]}
+    whole, reference_module = train(fit, "all kinds", trainer=trainer, **store)
+    again = {"max_epochs": 3, "ckpt_path": tmp_path / "a.ckpt"}
+    resumed, module = train(fit, "all kinds", trainer=again, **store)
+    assert_equal_states(whole_state(module), whole_state(reference_module))
+    assert_equal_states(personal_of(resumed), personal_of(whole))
 
 
 def test_a_checkpoint_goes_on_with_the_same_personal_parameters_alone(fit, tmp_path):

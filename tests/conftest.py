@@ -40,6 +40,7 @@ def pytest_pyfunc_call(pyfuncitem) -> None:
 collect_ignore = [
     "engine_script.py",
     "objective_script.py",
+    "personal_script.py",
     "processes_death.py",
     "processes_script.py",
     "twin_script.py",

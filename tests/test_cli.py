@@ -96,6 +96,20 @@ def test_the_command_line_overrides_the_config(tmp_path):
     assert (repr(trained.uplink), trained.num_clients, trained.round_index) == ("[]", 3, 1)
 
 
+def is_head(name: str, tensor: torch.Tensor) -> bool:
+    """Which parameters are personal, as a function that a config names by its import path."""
+    return name.startswith("net.bias")
+
+
+@pytest.mark.parametrize("personal", [["net.b*"], "test_cli.is_head"])
+def test_personal_parameters_come_from_a_config(tmp_path, personal):
+    settings = {"num_clients": 3, "local_steps": 2, "personal": personal, "personal_steps": 1}
+    strategy = run(tmp_path, {"class_path": "lightning_lbgm.LBGMFederated", "init_args": settings}).trainer.strategy
+    assert strategy.session.require().flat.names == ("net.weight",)
+    shown = strategy.settings()
+    assert (shown["personal"], shown["personal_steps"]) == (["net.b*"] if personal == ["net.b*"] else "is_head", 1)
+
+
 def fading(round_index: int) -> float:
     """A threshold that a config names by its import path."""
     return 0.5 / (1 + round_index)

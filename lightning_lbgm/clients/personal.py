@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_lbgm.clients.objective_turn import ObjectiveTurn
-from lightning_lbgm.core.describe import describe_callable
 
 __all__ = ["Alternation", "Personal", "PersonalParameters", "gradient_correction"]
 
@@ -77,7 +76,7 @@ class Personal:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain values, for loggers."""
-        rule = describe_callable(self.rule) if callable(self.rule) else list(self.rule)
+        rule = getattr(self.rule, "__qualname__", repr(self.rule)) if callable(self.rule) else list(self.rule)
         return {"personal": rule} if self.steps is None else {"personal": rule, "personal_steps": self.steps}
 
 

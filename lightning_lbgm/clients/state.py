@@ -51,6 +51,10 @@ class ModuleState:
     Args:
         module: The module.
         personal: Which trainable parameters are personal. None: none.
+
+    Attributes:
+        values: What is remembered, by name.
+        personal: Names of the personal parameters among it, which are trained.
     """
 
     def __init__(self, module: nn.Module, personal: PersonalParameters | None = None) -> None:
@@ -60,7 +64,7 @@ class ModuleState:
         self._own: dict[str, Tensor] = {}  # the module's tensor objects, by name
         self._places: list[_Place] = []
         self._frozen: list[str] = []
-        self._personal: list[str] = []
+        self.personal: list[str] = []
         self._pointers: dict[str, int] = {}
         self._trainable: list[nn.Parameter] = []
 
@@ -74,8 +78,8 @@ class ModuleState:
         ]
         parameters = list(self.module.named_parameters())
         self._frozen = [name for name, parameter in parameters if not parameter.requires_grad]
-        self._personal = [] if self._rule is None else list(self._rule.trainable())
-        personal = set(self._personal)
+        self.personal = [] if self._rule is None else list(self._rule.trainable())
+        personal = set(self.personal)
         self._trainable = [p for name, p in parameters if p.requires_grad and name not in personal]
         self._own = self._current()
         for name, tensor in self._own.items():
@@ -163,13 +167,9 @@ class ModuleState:
         """Whether a name is that of a frozen parameter."""
         return name in self._frozen
 
-    def is_trained(self, name: str) -> bool:
-        """Whether a name is that of a personal parameter that is trained."""
-        return name in self._personal
-
     def _current(self) -> dict[str, Tensor]:
         tensors = dict(self.module.named_buffers())
-        for name in (*self._frozen, *self._personal):
+        for name in (*self._frozen, *self.personal):
             tensors[name] = self.module.get_parameter(name)
         return tensors
 

@@ -129,7 +129,7 @@ class Buffers:
             return None
         named = {name: value for name, value in values.items() if not state.is_frozen(name)}
         named.update(own or {})
-        return {name: value for name, value in named.items() if not state.is_trained(name)}
+        return {name: value for name, value in named.items() if name not in state.personal}
 
     def personal(self) -> dict[str, nn.Parameter]:
         """Return the module's personal parameters that are trained, by name."""
@@ -138,7 +138,7 @@ class Buffers:
     def start_personal(self, own: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """Return the values of ``personal`` that ``load`` would set, in order, not copied."""
         own, values = own or {}, self._state.values
-        return [own[name] if name in own else values[name] for name in self.personal()]
+        return [own[name] if name in own else values[name] for name in self._state.personal]
 
     def changed(
         self, current: Mapping[str, Tensor] | None = None, own: Mapping[str, Tensor] | None = None
@@ -151,7 +151,7 @@ class Buffers:
         """
         if self.mode == "server" and not self.own.is_any:
             return {}
-        changed = self._state.changed(current, always=(*(own or ()), *self.personal()))
+        changed = self._state.changed(current, always=(*(own or ()), *self._state.personal))
         if self.mode == "client":
             return dict(changed)
         found = {}

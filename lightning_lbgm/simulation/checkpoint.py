@@ -96,9 +96,9 @@ def save(federation: FederationState, clients_folder: Path | None = None) -> dic
     clients: dict[Any, Any]
     on_disk, is_complete = False, world.size == 1
     if isinstance(federation.clients, ClientFiles) and clients_folder is not None:
-        trained = federation.undo.trained if federation.in_round and federation.undo is not None else []
-        clients = federation.clients.snapshot(clients_folder, without=trained)["skeletons"]
-        on_disk, is_complete = True, is_complete and not trained
+        changed = federation.undo.personal if federation.in_round and federation.undo is not None else {}
+        clients = federation.clients.snapshot(clients_folder, instead=changed)["skeletons"]
+        on_disk, is_complete = True, is_complete and not changed
     elif federation.in_round and federation.undo is not None:
         clients = dict(sorted(federation.undo.before(federation.clients)))
     else:

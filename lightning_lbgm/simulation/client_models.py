@@ -57,6 +57,9 @@ def client_model(federation: HasModels, client_id: int) -> Iterator[None]:
     own = federation.own_values(client_id)
     with global_model(federation), _given_back(federation):
         if own:
+            # After a fit the module may be on another device than what clients keep.
+            held = federation.buffers.read()
+            own = {name: value.to(held[name].device) if name in held else value for name, value in own.items()}
             federation.buffers.load(own)
         yield
 

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import uuid
 import weakref
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +104,31 @@ class ClientFiles(MutableMapping[int, State]):
     def __contains__(self, client_id: object) -> bool:
         return client_id in self._skeletons
 
-    def snapshot(self, folder: Path, without: Collection[int] = ()) -> dict[str, Any]:
+    def snapshot(self, folder: Path, instead: Mapping[int, State | None] | None = None) -> dict[str, Any]:
         """Link the files into a checkpoint's folder, beside what it holds.
+
+        Args:
+            folder: The folder, made if it is missing.
+            instead: States to save in the place of what these clients have here; None: such a client is left out.
 
         Returns:
             The index, made of built-ins, for ``restore`` or ``read_index``.
         """
         folder.mkdir(parents=True, exist_ok=True)
         clients: dict[int, Any] = {}
+        instead = instead or {}
         for client_id, packed in self._skeletons.items():
-            if client_id not in without:
+            if client_id not in instead:
                 clients[client_id] = pickle.loads(packed)
                 for name in _files_in(clients[client_id]):
                     _link(self.folder / name, folder / name)
+        for client_id, state in instead.items():
+            if state is not None:
+                skeleton = map_leaves(state, lambda leaf: self._write(leaf) if isinstance(leaf, Tensor) else leaf)
+                for name in _files_in(skeleton):
+                    _link(self.folder / name, folder / name)
+                self._delete(set(_files_in(skeleton)))
+                clients[client_id] = skeleton
         return {"folder": str(folder), "skeletons": clients}
 
     def restore(self, index: dict[str, Any]) -> None:

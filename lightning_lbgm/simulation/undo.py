@@ -146,9 +146,9 @@ class RoundUndo:
                 yield client_id, state
 
     @property
-    def trained(self) -> list[int]:
-        """Clients whose state may have changed."""
-        return list(self._clients)
+    def personal(self) -> dict[int, dict[str, Any] | None]:
+        """Of the clients whose state may have changed the personal parameters as of the round's start, as a state."""
+        return {client_id: _personal_of(kept) for client_id, kept in self._clients.items()}
 
     def restore(self) -> int:
         """Put everything back; return the number of clients whose state is lost."""
@@ -177,6 +177,10 @@ def _state_of(kept: _Kept | _Lost | None) -> dict[str, Any] | None:
     """Return what there is of a client's old state: all, its personal parameters alone, or nothing."""
     if isinstance(kept, _Kept) and kept.is_whole:
         return kept.state()
+    return _personal_of(kept)
+
+
+def _personal_of(kept: _Kept | _Lost | None) -> dict[str, Any] | None:
     return None if kept is None or kept.personal is None else {"personal": dict(kept.personal)}
 
 

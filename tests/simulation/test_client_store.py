@@ -95,7 +95,7 @@ def test_two_stores_in_one_directory_do_not_meet_and_leave_nothing(tmp_path):
 def test_a_snapshot_is_not_changed_by_what_follows(files, tmp_path):
     files[0], files[1] = {"values": torch.zeros(2)}, {"values": torch.ones(2)}
     folder = tmp_path / "a.ckpt.clients"
-    old = files.snapshot(folder, without=[1])
+    old = files.snapshot(folder, instead={1: None})
     state = files[0]
     state["values"].add_(5)
     files[0] = state

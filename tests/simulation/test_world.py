@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import objective_script
+import personal_script
 import processes_script
 import pytest
 import torch
@@ -275,6 +276,33 @@ def test_a_local_objectives_state_moves_with_its_client(tmp_path):
         assert one["ledger"] == two["ledger"] == alone["ledger"]
         assert not one["clients"].keys() & two["clients"].keys()
         torch.testing.assert_close({**one["clients"], **two["clients"]}, alone["clients"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The trainable parameters changed")
+def test_personal_parameters_move_with_their_client(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    personal_script.main(1, one)
+    done = launch(HERE / "personal_script.py", 2, two)
+    assert done.returncode == 0, done.stderr[-3000:]
+    single, first, second = (torch.load(p, weights_only=True) for p in (one / "rank0.pt", *sorted(two.glob("*.pt"))))
+    homes = [{seen.get(client) for seen in first["homes"]} - {None} for client in range(5)]
+    assert {0, 1} in homes  # one had its turns on both ranks
+    assert not first["states"].keys() & second["states"].keys()
+    together = {**first["states"], **second["states"]}
+    assert together.keys() == single["states"].keys()
+    for client, values in single["states"].items():
+        assert together[client].keys() == values.keys()
+        assert len(values) == 7
+        torch.testing.assert_close(together[client], values, rtol=0, atol=1e-5)
+    for rank in (first, second):
+        torch.testing.assert_close(rank["params"], single["params"], rtol=0, atol=1e-5)
+    assert torch.equal(first["params"], second["params"])
+    # The checkpoint holds all clients' values, wherever they were trained.
+    saved = torch.load(two / "last.ckpt", weights_only=True)["lightning_lbgm"]["clients"]
+    assert sorted(saved["skeletons"]) == sorted(together)
 
 
 @pytest.mark.slow

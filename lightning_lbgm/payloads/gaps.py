@@ -29,6 +29,8 @@ __all__ = [
     "write_gap_bits",
 ]
 
+_BIAS = 1022  # of the exponent of a float: what it is above is the bit length; of zero it is 0
+
 
 class GapCode(NamedTuple):
     """How a set of indices is coded.
@@ -119,7 +121,7 @@ def gaps_of(indices: Tensor) -> Tensor:
 
 def bit_lengths(gaps: NDArray[Any]) -> NDArray[np.int64]:
     """Return the bit lengths of numbers below 2^52: the exponents of floats, which ``frexp`` takes longer to find."""
-    return np.maximum((gaps.astype(np.float64, copy=False).view(np.int64) >> 52) - 1022, 0)
+    return np.maximum((gaps.astype(np.float64, copy=False).view(np.int64) >> 52) - _BIAS, 0)
 
 
 def count_bit_lengths(indices: Tensor, lengths: int) -> list[int]:
@@ -129,8 +131,10 @@ def count_bit_lengths(indices: Tensor, lengths: int) -> list[int]:
     gaps[:1] = ordered[:1]
     np.subtract(ordered[1:], ordered[:-1], out=gaps[1:])
     gaps[1:] -= 1
-    counts: list[int] = np.bincount(bit_lengths(gaps), minlength=lengths).tolist()
-    return counts
+    exponents = gaps.view(np.int64)
+    exponents >>= 52
+    counted = np.bincount(exponents, minlength=_BIAS + lengths)
+    return [int(counted[0]), *counted[_BIAS + 1 :].tolist()]
 
 
 def write_gap_bits(out: Writer, gaps: NDArray[Any], lengths: NDArray[Any]) -> None:

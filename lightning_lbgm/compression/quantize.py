@@ -103,7 +103,11 @@ def _scale(rows: Tensor, scale: Scale) -> Tensor:
 def _with_ordinary_scales(values: Tensor, scales: Tensor, bucket_size: int) -> tuple[Tensor, Tensor] | None:
     """Multiply buckets by powers of two if some scale is extreme; None if one is not finite."""
     of_buckets = scales.detach().numpy()
-    if of_buckets.max() < _ORDINARY[1] and np.where(of_buckets > 0, of_buckets, np.float32(1)).min() > _ORDINARY[0]:
+    if len(of_buckets) == 1:  # NumPy's reductions take longer than all else here
+        least = most = float(of_buckets[0]) or 1.0
+    else:
+        least, most = np.where(of_buckets > 0, of_buckets, np.float32(1)).min(), of_buckets.max()
+    if least > _ORDINARY[0] and most < _ORDINARY[1]:
         return values, scales
     if not np.isfinite(of_buckets).all():
         return None

@@ -1,13 +1,12 @@
 """Stochastic rounding to evenly spaced levels, so that the mean over the rounding is the number.
 
-A random float an entry would take longer than all the rest on a CPU. There a random byte an entry decides, and a finer
-draw refines it for the entries that the byte leaves open: a number of their own if few are left, else one from a table
-of random fractions.
+A random float an entry would take longer than all the rest on a CPU. There a random byte an entry decides. What is
+finer than a byte comes from a draw of their own for the few entries that the byte leaves open, or, if there is one
+level, from random fractions that entries far apart share.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Literal
 
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_lbgm.compression.stage import Context, Encoded
-from lightning_lbgm.core.blocks import CACHED
+from lightning_lbgm.core.blocks import CACHED, block_size, scratch
 from lightning_lbgm.payloads.base import Dense, Payload
 from lightning_lbgm.payloads.bits import where_true
-from lightning_lbgm.payloads.integers import Integers
+from lightning_lbgm.payloads.integers import SHARE, Integers
 from lightning_lbgm.payloads.levels import Levels, compute_dtype, pieces
 from lightning_lbgm.payloads.sparse import index_dtype
 
@@ -29,10 +28,9 @@ __all__ = ["Scale", "encode_levels", "quantize"]
 Scale = Literal["max", "norm"]
 
 _BYTES = 256
-_SAMPLE = 4096  # entries that tell whether most will be zero
-_FEW = 0.1  # share of entries that are not rounded to zero up to which they are picked out first
 _SAFE_NORM = (1e-13, 1e18)  # in single precision squares of other numbers under- or overflow
 _ORDINARY = (1e-30, 1e30)  # scales whose reciprocal times 2 ** 15 is finite and normal
+_FRACTIONS = 2048  # random fractions of a byte, shared by entries so far apart: at most 64 have one in common
 _MARGIN = 0.25  # above all round-off of a number in units of a byte, and below 1 with it
 
 
@@ -57,15 +55,16 @@ def quantize(numbers: Dense, top: int, bucket_size: int | None, scale: Scale, ge
     size = values.numel()
     bucket_size = bucket_size if bucket_size is not None and bucket_size < size else 0
     scales = _scales(values, bucket_size, scale)
-    levels = None
+    ordinary = None
     if values.dtype == torch.float32 and values.device.type == "cpu" and size:
-        integers = None if bucket_size else _pick_out(values, scales, top, generator)
-        if integers is not None:
-            return Levels.of(integers, scales, 0, 0, numbers.layout)
-        levels = _round_by_bytes(values, scales, top, bucket_size, generator)
-    if levels is None:
-        levels = _round(values, scales, top, bucket_size, generator)
-    return Levels.of(Integers.of(levels, top), scales, bucket_size, 0, numbers.layout)
+        ordinary = _with_ordinary_scales(values, scales, bucket_size)
+    if ordinary is None:
+        integers = _round(values, scales, top, bucket_size, generator)
+    elif top == 1 and not bucket_size:
+        integers = _round_to_signs(*ordinary, generator)
+    else:
+        integers = _round_by_bytes(*ordinary, top, bucket_size, generator)
+    return Levels.of(integers, scales, bucket_size, 0, numbers.layout)
 
 
 def _scales(values: Tensor, bucket_size: int, scale: Scale) -> Tensor:
@@ -86,7 +85,10 @@ def _scale(rows: Tensor, scale: Scale) -> Tensor:
     """Return the scale of each row."""
     if len(rows) == 1:
         least, most = torch.aminmax(rows)  # as fast as memory, unlike the largest magnitude
-        largest = torch.maximum(-least, most).abs()[None]  # of zeros the sign may be negative
+        if rows.device.type == "cpu":
+            largest = rows.new_tensor([abs(max(-least.item(), most.item()))])
+        else:
+            largest = torch.maximum(-least, most).abs()[None]  # of zeros the sign may be negative
     else:
         largest = torch.maximum(-rows.amin(1), rows.amax(1)).abs_()
     if scale == "max":
@@ -98,60 +100,63 @@ def _scale(rows: Tensor, scale: Scale) -> Tensor:
     return norm.clamp_(max=torch.finfo(rows.dtype).max).to(rows.dtype).maximum(largest)
 
 
-def _pick_out(values: Tensor, scales: Tensor, top: int, generator: torch.Generator) -> Integers | None:
-    """Round numbers most of which become zero; None if they do not."""
-    scale, size = float(scales), values.numel()
-    if not 0 < scale < math.inf:
+def _with_ordinary_scales(values: Tensor, scales: Tensor, bucket_size: int) -> tuple[Tensor, Tensor] | None:
+    """Multiply buckets by powers of two if some scale is extreme; None if one is not finite."""
+    of_buckets = scales.detach().numpy()
+    if len(of_buckets) == 1:  # NumPy's reductions take longer than all else here
+        least = most = float(of_buckets[0]) or 1.0
+    else:
+        least, most = np.where(of_buckets > 0, of_buckets, np.float32(1)).min(), of_buckets.max()
+    if least > _ORDINARY[0] and most < _ORDINARY[1]:
+        return values, scales
+    if not np.isfinite(of_buckets).all():
         return None
-    array = values.detach().numpy()  # its calls on few numbers take a fraction of torch's
-    if not _ORDINARY[0] < scale < _ORDINARY[1]:
-        scale, power = math.frexp(scale)
-        array = np.ldexp(array, -power)
-    sample = np.minimum(np.abs(array[:: -(-size // _SAMPLE)]) * np.float32(top / scale), np.float32(1))
-    if np.add.reduce(sample) / np.float32(len(sample)) > np.float32(_FEW):
-        return None
-    # An entry is not zero if a uniform number is below its magnitude in levels: then its first byte is not above that
-    # of the magnitude. The factor makes up for round-off, so that none is missed.
-    factor = _BYTES * top / scale * (1 + 1e-6)
-    indices, parts = _not_below(torch.from_numpy(array), factor, _Bytes(size, generator))
-    chosen = array[indices]
-    # Given its first byte, the uniform number is below the end of the magnitude's.
-    uniform = torch.rand(len(chosen), dtype=torch.float64, generator=generator).numpy()
-    uniform *= (np.minimum(parts, np.float32(_BYTES - 1)).astype(np.uint8) + 1.0) / _BYTES
-    magnitudes = np.abs(chosen)
-    magnitudes /= np.float32(scale)
-    if top > 1:
-        magnitudes *= np.float32(top)
-    whole = np.floor(magnitudes)
-    magnitudes -= whole
-    whole += magnitudes > uniform
-    levels = np.copysign(whole, chosen).astype(np.int8)
-    kept = np.flatnonzero(levels != 0)
-    places = indices[kept].astype(np.int32 if index_dtype(size) == torch.int32 else np.int64)
-    return Integers.at(torch.from_numpy(places), torch.from_numpy(levels[kept]), 0, size, top)
+    _, powers = np.frexp(of_buckets)
+    of_entries = np.repeat(powers, bucket_size)[: values.numel()] if bucket_size else powers
+    array = np.ldexp(values.detach().numpy(), -of_entries)
+    return torch.from_numpy(array), torch.from_numpy(np.ldexp(of_buckets, -powers))
 
 
-def _not_below(values: Tensor, factor: float, draw: _Bytes) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return where ``|values| * factor`` is not below the bytes drawn; and these products."""
-    size = len(values)
-    numbers, mask = torch.empty(min(size, CACHED)), np.empty(min(size, CACHED), dtype=np.bool_)
-    found = []
+def _round_to_signs(values: Tensor, scales: Tensor, generator: torch.Generator) -> Integers:
+    """Round numbers to -1, 0 or 1 times the scale of all.
+
+    An entry is not zero if its random byte is below 256 times its share of the scale, which is rounded at random to a
+    whole number first.
+    """
+    scale, size = float(scales) or 1.0, values.numel()
+    array, draw = values.detach().numpy(), _Draws(size, generator)
+    # The largest has no less than 256, whatever the round-off: it is always sent.
+    factor = np.float32(_BYTES * (1 + 2.0**-22) / scale)
+    most = min(size, CACHED)
+    rows = scratch("numbers", -(-most // _FRACTIONS) * _FRACTIONS, np.float32).reshape(-1, _FRACTIONS)
+    numbers, units = rows.reshape(-1), scratch("units", most, np.uint16)
+    is_sent = scratch("is_sent", size, np.bool_) if size <= CACHED else np.empty(size, dtype=np.bool_)
+    fractions = draw.fractions()
     for begin in range(0, size, CACHED):
-        count = min(size - begin, CACHED)
-        number = torch.mul(values[begin : begin + count], factor, out=numbers[:count]).abs_().numpy()
-        np.less_equal(draw.next(count).numpy(), number, out=mask[:count])
-        indices = where_true(mask[:count])
-        found.append((indices + begin if begin else indices, number[indices]))
-    if len(found) == 1:
-        return found[0]
-    places, parts = zip(*found)
-    return np.concatenate(places), np.concatenate(parts)
+        end = min(size, begin + CACHED)
+        number, unit = numbers[: end - begin], units[: end - begin]
+        np.multiply(array[begin:end], factor, out=number)
+        np.absolute(number, out=number)
+        rows += fractions
+        np.copyto(unit, number, casting="unsafe")
+        np.less(draw.bytes(end - begin), unit, out=is_sent[begin:end])
+    num_sent = int(np.count_nonzero(is_sent))
+    if SHARE * num_sent > size:
+        is_negative = np.signbit(array).view(np.uint8)
+        is_negative &= is_sent.view(np.uint8)
+        is_negative <<= 1
+        return Integers.of(torch.from_numpy((is_sent.view(np.uint8) - is_negative).view(np.int8)), 1)
+    indices = where_true(is_sent)
+    signs = np.signbit(array.take(indices)).view(np.int8)
+    negative = int(np.count_nonzero(signs))
+    signs *= -2
+    signs += 1
+    places = torch.from_numpy(indices.astype(np.int32 if index_dtype(size) == torch.int32 else np.int64))
+    return Integers(torch.from_numpy(signs), places, 0, size, 1, [negative, 0, num_sent - negative])
 
 
-def _round_by_bytes(
-    values: Tensor, scales: Tensor, top: int, bucket_size: int, generator: torch.Generator
-) -> Tensor | None:
-    """Do what ``_round`` does, to the bit, in a fraction of its time; None if scales are not finite or extreme.
+def _round_by_bytes(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator: torch.Generator) -> Integers:
+    """Do what ``_round`` does, from other draws, in a fraction of its time.
 
     In units of a byte, a number less its random byte and fraction goes up to a multiple of 256. That is known from
     whole numbers, unless the difference to the byte is next to a multiple: one entry in a hundred, which is rounded in
@@ -159,52 +164,38 @@ def _round_by_bytes(
     """
     of_buckets = scales.detach().numpy()
     divisors = np.where(of_buckets > 0, of_buckets, np.float32(1))
-    if not (of_buckets.max() < _ORDINARY[1] and divisors.min() > _ORDINARY[0]):
-        return None
     size, array = values.numel(), values.detach().numpy()
     factors = torch.from_numpy(np.float32(_BYTES * top) / divisors)
-    draw = _Bytes(size, generator)
-    shift, table = draw.fractions()
-    fractions = table.numpy()
+    draw = _Draws(size, generator)
     most = min(size, CACHED)
-    numbers, levels = torch.empty(most), np.empty(size, dtype=np.uint8)
-    units, high, low = np.empty(most, dtype=np.uint16), np.empty(most, dtype=np.uint16), np.empty(most, dtype=np.uint8)
-    is_open = np.empty(most, dtype=np.bool_)
+    numbers, levels = scratch("numbers", most, np.float32), np.empty(size, dtype=np.uint8)
+    units, lows, flags = (scratch("units", most, dtype) for dtype in (np.uint16, np.uint8, np.bool_))
     for piece in pieces(size, bucket_size, values.device):
         count = piece.end - piece.begin
-        number, unit, draws = numbers[:count], units[:count], draw.next(count).numpy()
-        torch.mul(piece.cut(values), piece.scales(factors), out=number.view(piece.rows, -1))
+        number, unit, low, flag = numbers[:count], units[:count], lows[:count], flags[:count]
+        level, draws = levels[piece.begin : piece.end], draw.bytes(count)
+        torch.mul(piece.cut(values), piece.scales(factors), out=torch.from_numpy(number).view(piece.rows, -1))
         number += _BYTES * (top + 1) + _MARGIN  # above zero, and never rounded below its whole part
-        np.copyto(unit, number.numpy(), casting="unsafe")
-        np.subtract(unit, draws, out=unit)
-        np.right_shift(unit, 8, out=high[:count])
-        np.copyto(levels[piece.begin : piece.end], high[:count], casting="unsafe")
-        np.copyto(low[:count], unit, casting="unsafe")
-        np.less(low[:count], 2, out=is_open[:count])
-        at = np.flatnonzero(is_open[:count])
+        np.copyto(unit, number, casting="unsafe")
+        np.copyto(low, unit, casting="unsafe")
+        np.copyto(level, np.right_shift(unit, 8, out=unit), casting="unsafe")
+        level -= np.greater(draws, low, out=flag).view(np.uint8)
+        at = np.flatnonzero(np.less(np.subtract(low, draws, out=low), 2, out=flag))
         rows = at // (count // piece.rows) + piece.bucket
-        exact = array[at + piece.begin] / divisors[rows] * np.float32(top)
+        exact = (array[at + piece.begin] / divisors[rows] * np.float32(top)).astype(np.float64)
         whole = np.floor(exact)
         exact -= whole
-        exact -= draws[at] * np.float32(1 / _BYTES)
-        exact -= (fractions[at] + np.float32(shift)) * np.float32(1 / _BYTES**2)
-        levels[at + piece.begin] = whole + np.ceil(exact) + top
+        level[at] = whole + (draw.uniform(draws[at]) < exact) + top
     levels -= np.uint8(top)
-    return torch.from_numpy(levels.view(np.int8))
+    return Integers.of(torch.from_numpy(levels.view(np.int8)), top)
 
 
-def _round(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator: torch.Generator) -> Tensor:
-    """Round all numbers, and return their levels, ``int8``."""
+def _round(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator: torch.Generator) -> Integers:
+    """Round all numbers, of any dtype and on any device."""
     size, dtype, device = values.numel(), compute_dtype(values.dtype), values.device
     levels = torch.empty(size, dtype=torch.int8, device=device)
-    if not size:
-        return levels
     divisors = torch.where(scales > 0, scales, 1.0).to(dtype)
-    draw = _Bytes(size, generator) if device.type == "cpu" else None
-    if draw is not None:
-        shift, few = draw.fractions()
-        fractions = (few.float() + shift).div_(_BYTES**2)
-    work = torch.empty(3, size if draw is None else min(size, CACHED), dtype=dtype, device=device)
+    work = torch.empty(3, min(size, block_size(values)), dtype=dtype, device=device)
     for piece in pieces(size, bucket_size, device):
         rows = piece.cut(values)
         numbers, whole, uniform = work[:, : rows.numel()].view(3, *rows.shape)
@@ -214,35 +205,39 @@ def _round(values: Tensor, scales: Tensor, top: int, bucket_size: int, generator
             numbers.mul_(top)
         torch.floor(numbers, out=whole)
         # A number goes up if its fraction is above a uniform number: if the difference, above -1, is positive.
-        numbers.sub_(whole)
-        if draw is None:
-            numbers.sub_(uniform.uniform_(generator=generator))
-        else:
-            numbers.sub_(uniform.copy_(draw.next(rows.numel()).view(rows.shape)), alpha=1 / _BYTES)
-            numbers.sub_(fractions[: rows.numel()].view(rows.shape))
+        numbers.sub_(whole).sub_(uniform.uniform_(generator=generator))
         # Numbers that are not finite must not become levels that there are not.
         piece.cut(levels).copy_(numbers.ceil_().add_(whole)).clamp_(-top, top)
-    return levels
+    return Integers.of(levels, top)
 
 
-class _Bytes:
-    """Random bytes for ``size`` numbers, in portions that stay in the cache."""
+class _Draws:
+    """Random bytes, and numbers that begin with one of them."""
 
     def __init__(self, size: int, generator: torch.Generator) -> None:
         self._generator = generator
-        self._buffer = torch.empty(-(-min(size, CACHED) // 8), dtype=torch.int64)
+        self._buffer = torch.from_numpy(scratch("random bytes", -(-min(size, CACHED) // 8), np.int64))
 
-    def next(self, count: int) -> Tensor:
+    def bytes(self, count: int) -> NDArray[np.uint8]:
         """Draw ``count`` bytes; the last ones are overwritten."""
-        words = self._buffer[: -(-count // 8)].random_(-(2**63), None, generator=self._generator)
-        return words.view(torch.uint8)[:count]
+        return self._words(self._buffer[: -(-count // 8)]).view(np.uint8)[:count]
 
-    def fractions(self) -> tuple[float, Tensor]:
-        """Draw what lies between two bytes, for the numbers of a portion: a byte each, and a shift that all share.
+    def uniform(self, first: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Draw uniform numbers from 0 to 1 whose first byte is known."""
+        words = self._words(torch.empty(len(first), dtype=torch.int64))
+        numbers = (words >> 11).astype(np.float64) * 2.0**-53
+        numbers += first
+        numbers /= _BYTES
+        return numbers
 
-        A fraction in units of a byte is their sum over 256. Numbers that have it in common hardly depend on each other,
-        because the first byte decides in 255 of 256 cases.
-        """
-        shift = torch.rand((), generator=self._generator)
-        words = torch.empty_like(self._buffer).random_(-(2**63), None, generator=self._generator)
-        return float(shift), words.view(torch.uint8)
+    def fractions(self) -> NDArray[np.float32]:
+        """Draw numbers from 0 to below 1: 16 bits each, and what lies between these alike for all."""
+        words = self._words(torch.empty(_FRACTIONS // 4 + 1, dtype=torch.int64))
+        numbers: NDArray[np.float32] = words[1:].view(np.uint16).astype(np.float32)
+        numbers += int(words[0] >> 56) * 2.0**-8  # exact, so that they stay below one
+        numbers *= np.float32(2.0**-16)
+        return numbers
+
+    def _words(self, out: Tensor) -> NDArray[np.uint64]:
+        """Fill with random bits."""
+        return out.random_(-(2**63), None, generator=self._generator).numpy().view(np.uint64)

@@ -32,12 +32,15 @@ def inners(a: Tensor, others: Sequence[Tensor]) -> list[float]:
 
     A vector that the cache does not hold is read block by block, so that it comes from memory once for all of them.
     """
-    if a.numel() <= 2 * _BLOCK or len(others) == 1 or a.device.type != "cpu":
+    if len(others) < 2 or (a.numel() <= 2 * _BLOCK and a.device.type == "cpu"):
         return [inner(a, other) for other in others]
     totals = [0.0] * len(others)
-    for block, *parts in zip(a.split(_BLOCK), *(other.split(_BLOCK) for other in others)):
-        for index, part in enumerate(parts):
-            totals[index] += float(torch.dot(block, part))
+    if a.device.type != "cpu":  # wait for an accelerator once
+        totals = torch.stack([torch.dot(a, other) for other in others]).tolist()
+    else:
+        for block, *parts in zip(a.split(_BLOCK), *(other.split(_BLOCK) for other in others)):
+            for index, part in enumerate(parts):
+                totals[index] += float(torch.dot(block, part))
     return [
         total if a.dtype == torch.float64 or is_safe(abs(total)) else inner(a, other)
         for total, other in zip(totals, others)
@@ -60,6 +63,8 @@ def binary_exponent(values: Tensor) -> int | None:
     if not values.numel():
         return None
     least, most = torch.aminmax(values)  # as fast as memory, unlike the norm of infinite order
+    if values.device.type != "cpu":  # wait for an accelerator once
+        least, most = torch.stack([least, most]).cpu()
     largest = max(-float(least), float(most))
     return math.frexp(largest)[1] - 1 if 0 < largest < math.inf else None
 

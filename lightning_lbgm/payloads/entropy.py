@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,14 +67,10 @@ class Table:
         """Bits of a symbol in a fixed width."""
         return (len(self.symbols) - 1).bit_length()
 
-    @cached_property
-    def frequencies(self) -> list[int]:
+    @property
+    def frequencies(self) -> tuple[int, ...]:
         """Probability of each symbol that occurs, times 2 ** 14; they add up to that, and none is zero."""
-        weights = [_WEIGHTS[step] for step in self.steps or (0,) * len(self.symbols)]
-        total = sum(weights)
-        scaled = [max(1, weight * _TOTAL // total) for weight in weights]
-        scaled[scaled.index(max(scaled))] += _TOTAL - sum(scaled)
-        return scaled
+        return _model(self.steps or (0,) * len(self.symbols))[0]
 
     @property
     def num_bytes(self) -> int:
@@ -115,23 +111,28 @@ class Table:
         words = 0
         if self.steps:
             bits = 0.0
-            for symbol, cost in zip(self.symbols, self._costs):
+            for symbol, cost in zip(self.symbols, _model(self.steps)[1]):
                 bits += counts[symbol] * cost
             words = int(bits / 16) + 1
         if bounded and (self.steps or not self.width):
             words = max(words, -(-sum(counts) // _FLOOR))
         return words
 
-    @cached_property
-    def _costs(self) -> list[float]:
-        """Bits of each symbol that occurs."""
-        log2, log_of_2 = math.log2, math.log(2)
-        costs, start = [], 0
-        for frequency in self.frequencies:
-            # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
-            costs.append(_BITS - log2(frequency) + start / _LOW / log_of_2)
-            start += frequency
-        return costs
+
+@lru_cache(maxsize=1024)  # clients' tables are much alike, and the fewer their symbols, the more often the same
+def _model(steps: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the frequencies of the symbols that occur, and the bits that each takes."""
+    weights = [_WEIGHTS[step] for step in steps]
+    total = sum(weights)
+    frequencies = [max(1, weight * _TOTAL // total) for weight in weights]
+    frequencies[frequencies.index(max(frequencies))] += _TOTAL - sum(frequencies)
+    log2, log_of_2 = math.log2, math.log(2)
+    costs, start = [], 0
+    for frequency in frequencies:
+        # A step multiplies the state by total / frequency, and adds at most ``start`` to it.
+        costs.append(_BITS - log2(frequency) + start / _LOW / log_of_2)
+        start += frequency
+    return tuple(frequencies), tuple(costs)
 
 
 def _lanes(words: int, count: int) -> int:

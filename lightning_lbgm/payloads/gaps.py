@@ -29,6 +29,8 @@ __all__ = [
     "write_gap_bits",
 ]
 
+_BIAS = 1022  # of the exponent of a float: what it is above is the bit length; of zero it is 0
+
 
 class GapCode(NamedTuple):
     """How a set of indices is coded.
@@ -58,23 +60,32 @@ def choose_gap_code(indices: Tensor, size: int) -> GapCode:
     k = indices.numel()
     if k == 0:
         return GapCode(0, 0, 0)
-    gaps = gaps_of(indices)
-    code = _rice(gaps, max(1, size // k).bit_length() - 1)
+    gaps, width = gaps_of(indices), max(1, size // k).bit_length() - 1
+    on_cpu = gaps.device.type == "cpu"
+    # An accelerator is waited for once, not for each width.
+    codes = _rice(gaps, [width] if on_cpu else range(max(0, width - 2), width + 3))
+    code = codes[width]
     # A gap's high part shrinks by less with every bit of the width, so the size is convex: downhill is the way.
     for step in (-1, 1):
         start = code
-        while code.width + step >= 0 and _bytes(other := _rice(gaps, code.width + step)) < _bytes(code):
-            code = other
+        while (width := code.width + step) >= 0:
+            if width not in codes:
+                codes |= _rice(gaps, [width])
+            if _bytes(codes[width]) >= _bytes(code):
+                break
+            code = codes[width]
         if code != start:
             break
     bitmap = GapCode(-1, 0, -(-size // 8))
     return code if _bytes(code) < _bytes(bitmap) else bitmap
 
 
-def _rice(gaps: Tensor, width: int) -> GapCode:
-    """Return the code of gaps with a Rice parameter."""
-    unary = gaps.numel() + int((gaps >> width).sum(dtype=torch.int64))
-    return GapCode(width, -(-gaps.numel() * width // 8), -(-unary // 8))
+def _rice(gaps: Tensor, widths: Sequence[int]) -> dict[int, GapCode]:
+    """Return the codes of gaps with some Rice parameters."""
+    k = gaps.numel()
+    sums = [(gaps >> width).sum(dtype=torch.int64) for width in widths]
+    totals = [int(sums[0])] if len(sums) == 1 else torch.stack(sums).tolist()
+    return {width: GapCode(width, -(-k * width // 8), -(-(k + total) // 8)) for width, total in zip(widths, totals)}
 
 
 def _bytes(code: GapCode) -> int:
@@ -119,7 +130,7 @@ def gaps_of(indices: Tensor) -> Tensor:
 
 def bit_lengths(gaps: NDArray[Any]) -> NDArray[np.int64]:
     """Return the bit lengths of numbers below 2^52: the exponents of floats, which ``frexp`` takes longer to find."""
-    return np.maximum((gaps.astype(np.float64, copy=False).view(np.int64) >> 52) - 1022, 0)
+    return np.maximum((gaps.astype(np.float64, copy=False).view(np.int64) >> 52) - _BIAS, 0)
 
 
 def count_bit_lengths(indices: Tensor, lengths: int) -> list[int]:
@@ -129,8 +140,10 @@ def count_bit_lengths(indices: Tensor, lengths: int) -> list[int]:
     gaps[:1] = ordered[:1]
     np.subtract(ordered[1:], ordered[:-1], out=gaps[1:])
     gaps[1:] -= 1
-    counts: list[int] = np.bincount(bit_lengths(gaps), minlength=lengths).tolist()
-    return counts
+    exponents = gaps.view(np.int64)
+    exponents >>= 52
+    counted = np.bincount(exponents, minlength=_BIAS + lengths)
+    return [int(counted[0]), *counted[_BIAS + 1 :].tolist()]
 
 
 def write_gap_bits(out: Writer, gaps: NDArray[Any], lengths: NDArray[Any]) -> None:

@@ -23,13 +23,13 @@ from lightning_lbgm.payloads.gaps import (
 )
 from lightning_lbgm.payloads.sparse import index_dtype
 
-__all__ = ["IntegerCode", "Integers", "choose_code", "read_integers", "write_integers"]
+__all__ = ["SHARE", "IntegerCode", "Integers", "choose_code", "read_integers", "write_integers"]
 
 _FIXED, _ENTROPY, _EXCEPTIONS = range(3)
 _ENTROPY_SHARE = 24  # below this share of exceptions, their gaps take fewer bits than an entropy code of all
 _COMPARED = 7
 _FEW = 16  # the share of integers below which the rest are counted into bins
-_SHARE = 8  # exceptions are kept by their indices if at most an eighth of all are
+SHARE = 8  # exceptions are kept by their indices if at most an eighth of all are
 
 
 class Integers(NamedTuple):
@@ -57,7 +57,7 @@ class Integers(NamedTuple):
         size = levels.numel()
         counts = _count(levels, top)
         most = max(counts)
-        if _SHARE * (size - most) > size:
+        if SHARE * (size - most) > size:
             return Integers(levels, None, 0, size, top, counts)
         base = counts.index(most) - top if most else 0
         indices = _where_not(levels, base).to(index_dtype(size))
@@ -68,7 +68,7 @@ class Integers(NamedTuple):
     def at(indices: Tensor, levels: Tensor, base: int, size: int, top: int) -> Integers:
         """Keep the exceptions at some indices, or all integers if they are more than an eighth."""
         sparse = Integers(levels, indices, base, size, top)
-        return sparse if _SHARE * levels.numel() <= size else Integers(sparse.everywhere(), None, 0, size, top)
+        return sparse if SHARE * levels.numel() <= size else Integers(sparse.everywhere(), None, 0, size, top)
 
     def everywhere(self) -> Tensor:
         """Return all integers, ``int8``, shape ``(size,)``."""
@@ -169,7 +169,7 @@ def read_integers(data: Reader, size: int, top: int) -> Integers:
     if mode != _EXCEPTIONS:
         raise MessageError(f"The message has integers in the unknown code {mode}.")
     count, base = data.varint(size), data.byte() - top
-    if _SHARE * count > size or base > top:
+    if SHARE * count > size or base > top:
         raise MessageError(f"The message has {count} exceptions of {size} from the integer {base} of {top}.")
     if not count:
         return Integers(torch.empty(0, dtype=torch.int8), torch.empty(0, dtype=index_dtype(size)), base, size, top)

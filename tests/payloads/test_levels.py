@@ -204,7 +204,7 @@ def test_a_table_has_the_probabilities_of_its_steps():
     table = Table.of([800, 400, 0, 200, 200])
     assert table.symbols == (0, 1, 3, 4)
     assert table.steps == (4, 8, 12, 12)
-    assert table.frequencies == [2**13, 2**12, 2**11, 2**11]
+    assert table.frequencies == (2**13, 2**12, 2**11, 2**11)
     out = Writer()
     table.write(out)
     assert out.getvalue() == bytes([0b11011]) + (4 + (8 << 6) + (12 << 12) + (12 << 18)).to_bytes(3, "little")

@@ -24,7 +24,7 @@ from lightning_lbgm.simulation.placement import deal
 from lightning_lbgm.simulation.world import World
 
 HERE = Path(__file__).parents[1]
-FITS = ("noisy", "resumed", "alone", "diana", "rare", "downlink", "loaders")
+FITS = ("noisy", "resumed", "alone", "diana", "rare", "downlink", "evaluated", "loaders")
 
 # The deal
 
@@ -211,6 +211,17 @@ def test_each_client_has_its_state_on_one_rank(runs):
     for name in FITS:
         assert sorted(first[name]["own_clients"] + second[name]["own_clients"]) == single[name]["own_clients"]
         assert name == "alone" or (first[name]["own_clients"] and second[name]["own_clients"])
+
+
+@pytest.mark.slow
+def test_all_ranks_keep_the_same_of_each_clients_evaluation(runs):
+    single, (first, second) = runs
+    assert first["evaluation"] == second["evaluation"]
+    one, two = single["evaluation"], first["evaluation"]
+    assert one["history"]["uplink_bytes"] == two["history"]["uplink_bytes"]
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
+    assert {"clients/val/metric_worst", "clients/tuned/val/loss_p10"} <= two["metrics"].keys()
+    assert {k: pytest.approx(own, abs=1e-4) for k, own in one["history"]["own"].items()} == two["history"]["own"]
 
 
 @pytest.mark.slow

@@ -73,11 +73,13 @@ def load_data(folder: str | None, num_examples: int) -> tuple[TensorDataset, Ten
         data = TensorDataset(torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(classes))
         train, val = random_split(data, [0.8, 0.2], generator=torch.Generator().manual_seed(0))
         return TensorDataset(*train[:]), TensorDataset(*val[:])
-    train, val = (_load_mnist(Path(folder) / "MNIST" / "raw", prefix) for prefix in ("train", "t10k"))
+    train, val = (load_mnist(Path(folder) / "MNIST" / "raw", prefix) for prefix in ("train", "t10k"))
     return TensorDataset(*train[:num_examples]), val
 
 
-def _load_mnist(raw: Path, prefix: str) -> TensorDataset:
+def load_mnist(raw: Path, prefix: str) -> TensorDataset:
+    """Return the images of MNIST, or of a set in its format, by MNIST's mean and deviation, and their classes."""
+
     def read(name: str, header: int) -> Tensor:
         path = raw / f"{prefix}-{name}-ubyte"
         content = (

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_lbgm import (
     DIANA,
     QSGD,
+    ClientEvaluation,
     ConvergenceMonitor,
     DirichletPartitioner,
     Dropout,
@@ -70,6 +71,16 @@ class NoisyModule(TinyModule):
 
     def predict_step(self, batch, batch_idx):
         return len(batch[0])
+
+
+class Evaluated(NoisyModule):
+    """Validates with metrics that would be computed over all processes, if these did not evaluate clients apart."""
+
+    def validation_step(self, batch, batch_idx):
+        self.trainer.strategy.barrier()
+        self.accuracy.update(self(batch[0]), batch[1])
+        self.log("val/metric", self.accuracy)
+        super().validation_step(batch, batch_idx)
 
 
 class RareMetric(TinyModule):
@@ -209,6 +220,14 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
     results["turnout"] = run(folder, devices, TinyModule(), strategy, max_epochs=8)
     results["turnout"].pop("trainer")
     results["sampling"] = strategy._federation.sampling
+
+    # Each rank evaluates its own clients, some of which have not had a turn yet, with the buffers that they keep.
+    torch.manual_seed(3)
+    strategy = LBGMFederated(num_clients=7, clients_per_round=2, buffers="client", uplink=[TopK(0.5)], seed=2)
+    evaluation = ClientEvaluation(every_n_rounds=2, fine_tune_steps=2, figure=False)
+    results["evaluated"] = run(folder, devices, Evaluated(), strategy, max_epochs=4, callbacks=[evaluation])
+    results["evaluated"].pop("trainer")
+    results["evaluation"] = evaluation.state_dict()
 
     # A loader for each client, one of them with a worker.
     torch.manual_seed(3)

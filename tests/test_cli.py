@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader
 
-from lightning_lbgm import ErrorFeedback, LBGMFederated, LookBack, PathologicalPartitioner, TopK
+from lightning_lbgm import ClientEvaluation, ErrorFeedback, LBGMFederated, LookBack, PathologicalPartitioner, TopK
 
 
 class Data(LightningDataModule):
@@ -218,6 +218,21 @@ def test_methods_by_name_come_from_a_config(tmp_path, objective, server_optimize
     assert (trained.session.settings.objective is None) == (name is None)
     assert str(trained.settings().get("objective", "")).startswith(name or "")
     assert trained.round_index == 2
+
+
+def test_the_evaluation_of_clients_comes_from_a_config(tmp_path):
+    settings = {"split": 0.25, "every_n_rounds": 1, "clients": [0, 2], "lower_is_better": {"val/loss": True}}
+    (tmp_path / "callbacks.yaml").write_text(
+        yaml.safe_dump(
+            {"trainer": {"callbacks": [{"class_path": "lightning_lbgm.ClientEvaluation", "init_args": settings}]}}
+        )
+    )
+    strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {"num_clients": 3}}
+    trainer = run(tmp_path, strategy, "--config", str(tmp_path / "callbacks.yaml")).trainer
+    (callback,) = [callback for callback in trainer.callbacks if isinstance(callback, ClientEvaluation)]
+    assert {name: getattr(callback, name) for name in settings} == settings
+    assert trainer.strategy.feed.num_examples(0) == 15
+    assert "clients/val/acc_p10" in trainer.callback_metrics
 
 
 def test_the_settings_name_the_server_optimizer_of_a_config(tmp_path):

@@ -136,3 +136,12 @@ def test_the_mnist_recipe_trains_on_real_data(tmp_path):
         metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
     assert metrics["val/acc"] > 0.6
     assert metrics["comm/savings"] > 0.5
+
+
+@pytest.mark.slow
+def test_the_recipe_of_clients_runs_on_the_digits(tmp_path):
+    arguments = ("--data", "", "--rounds", "2", "--clients", "5", "--every", "2", "--output", str(tmp_path))
+    out = run_recipe("-m", "recipes.clients", *arguments, cwd=ROOT)
+    rows = [line for line in out.splitlines() if line.startswith(("FedAvg", "LBGM"))]
+    assert [len(row[22:].split()) for row in rows] == [7, 7, 7]
+    assert len(list(tmp_path.glob("*/figures/clients.png"))) == 3

@@ -14,7 +14,7 @@ from lightning_lbgm._compat.lightning import is_overridden_by
 from lightning_lbgm.callbacks.evaluating import evaluate_clients, evaluating_strategy_of
 from lightning_lbgm.callbacks.evaluation_checks import check_clients, check_count, check_split
 from lightning_lbgm.callbacks.outputs import writes_files
-from lightning_lbgm.callbacks.run_outputs import log_round, outputs_of
+from lightning_lbgm.callbacks.run_outputs import log_round, outputs_of, show_metrics
 from lightning_lbgm.callbacks.writing import WritingCallback
 from lightning_lbgm.data.evaluation import choose_clients
 from lightning_lbgm.data.feed import EvaluationData
@@ -162,7 +162,7 @@ class ClientEvaluation(WritingCallback):
         self._chosen = choose_clients(self.clients, data, strategy.feed, strategy.settings()["seed"])
         self._data = data
         # Of a run that goes on: callbacks that monitor them need a value before the next evaluation.
-        self._show(trainer, pl_module)
+        show_metrics(trainer, pl_module, self._metrics)
 
     @override
     def on_client_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, report: ClientReport) -> None:
@@ -182,7 +182,7 @@ class ClientEvaluation(WritingCallback):
         assert report is not None
         own = self._own
         if self.own_models:
-            parts = strategy.world.gather(own, f"own models of round {report.round_index}")
+            parts = strategy.gather(own, f"own models of round {report.round_index}")
             own = {client_id: metrics for part in parts for client_id, metrics in part.items()}
         self._history.record(report.round_index, report.clients, own)
         if report.round_index % self.every_n_rounds == 0 or _is_last_round(trainer):
@@ -222,12 +222,6 @@ class ClientEvaluation(WritingCallback):
             names = evaluating_strategy_of(trainer).feed.client_names
             rows = list(score_rows(round_index, self._scores, self._history, names, self.own_models))
             outputs_of(trainer).add_rows(trainer, rows, *_TABLE, starts=first)
-
-    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the metrics of the last evaluation into ``trainer.callback_metrics``, and into no logger again."""
-        if not trainer.barebones:
-            for name, value in self._metrics.items():
-                pl_module.log(name, value, logger=False, batch_size=1)
 
     def _finish(self, trainer: pl.Trainer) -> None:
         begun, self._data = self._data is not None, None

@@ -13,7 +13,6 @@ from lightning_lbgm._compat.progress_bar import ClientProgress
 from lightning_lbgm.callbacks.base import FederatedStrategy, strategy_of
 from lightning_lbgm.data.feed import EvaluationData, Feed, LocalBatch
 from lightning_lbgm.reports.client_scores import ClientScores
-from lightning_lbgm.simulation.world import World
 
 __all__ = ["EvaluatingStrategy", "evaluate_clients", "evaluating_strategy_of"]
 
@@ -21,13 +20,7 @@ _PROGRESS_SECONDS = 0.2
 
 
 class EvaluatingStrategy(FederatedStrategy, Protocol):
-    """What the evaluation of clients asks of the strategy, which documents it.
-
-    Attributes:
-        world: The processes.
-    """
-
-    world: World
+    """What the evaluation of clients asks of the strategy, which documents it."""
 
     @property
     def feed(self) -> Feed:
@@ -35,6 +28,9 @@ class EvaluatingStrategy(FederatedStrategy, Protocol):
 
     def evaluation_data(self, data: Any, keys: Any) -> EvaluationData | None:
         """Return what clients are evaluated on: the given data, else what was held out, None if nothing was."""
+
+    def gather(self, value: Any, purpose: str) -> list[Any]:
+        """Return every process's value, in every process."""
 
     def share_of(self, client_ids: Sequence[int]) -> list[int]:
         """Return which clients this process is to look at."""
@@ -90,5 +86,5 @@ def evaluate_clients(
             progress.show(done, len(client_ids), "clients evaluated")
             shown_at = time.monotonic()
     progress.restore()
-    parts = strategy.world.gather(scores, f"the evaluation after round {round_index}")
+    parts = strategy.gather(scores, f"the evaluation after round {round_index}")
     return dict(sorted((client_id, score) for part in parts for client_id, score in part.items()))

@@ -27,7 +27,7 @@ from lightning_lbgm.callbacks.unsent import Folder, Unsent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["RunOutputs", "after_an_error", "log_round", "outputs_of", "start_outputs"]
+__all__ = ["RunOutputs", "after_an_error", "log_round", "outputs_of", "show_metrics", "start_outputs"]
 
 _MATPLOTLIB = RequirementCache("matplotlib")
 _log = logging.getLogger(__name__)
@@ -232,8 +232,15 @@ def log_round(
         round_index: The round.
         in_bar: Names of those that stand in the progress bar.
     """
+    show_metrics(trainer, module, metrics, in_bar)
+    outputs_of(trainer).log_metrics(trainer, metrics, round_index)
+
+
+def show_metrics(
+    trainer: pl.Trainer, module: pl.LightningModule, metrics: Mapping[str, float], in_bar: Sequence[str] = ()
+) -> None:
+    """Put metrics into ``trainer.callback_metrics`` and the progress bar, and into no logger."""
     if not trainer.barebones:
         for name, value in metrics.items():
             exact = torch.tensor(value, dtype=torch.float64)  # float32 would round the byte counts
             module.log(name, exact, logger=False, prog_bar=name in in_bar, batch_size=1)
-    outputs_of(trainer).log_metrics(trainer, metrics, round_index)

@@ -91,7 +91,7 @@ def deal_by_labels(labels: Any, known: Any, partitions: Sequence[Tensor], rng: n
     classes, index = np.unique(known, return_inverse=True)
     counts = np.stack([np.bincount(index[part.numpy()], minlength=len(classes)) for part in partitions])  # (K, C)
     owner = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
+    for label in np.unique(labels).tolist():
         place = int(np.searchsorted(classes, label))
         if place == len(classes) or classes[place] != label or not counts[:, place].any():
             raise ValueError(
@@ -135,8 +135,8 @@ def _deal_by_ids(dataset: Dataset[Any], keys: Any, known: Any) -> list[Tensor]:
     strange = np.flatnonzero(known[places] != ids)
     if len(strange):
         raise ValueError(
-            f"{argument}: {len(strange)} of {size} ids are of no client, {ids[strange[0]]!r} at position {strange[0]}"
-            " first. Leave out the examples of clients that do not train."
+            f"{argument}: {len(strange)} of {size} ids are of no client, {ids[strange].tolist()[0]!r} at position"
+            f" {strange[0]} first. Leave out the examples of clients that do not train."
         )
     return [torch.from_numpy(np.flatnonzero(places == client_id)) for client_id in range(len(known))]
 
@@ -146,5 +146,5 @@ def _check_kinds(known: Any, given: Any, noun: str) -> None:
     if (known.dtype.kind in "US") != (given.dtype.kind in "US"):
         raise ValueError(
             f"The {noun}s of the validation set are of another type than those of the training set:"
-            f" {given.flat[0]!r} and {known.flat[0]!r}. Use the same type for both."
+            f" {given.tolist()[0]!r} and {known.tolist()[0]!r}. Use the same type for both."
         )

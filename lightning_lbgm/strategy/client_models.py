@@ -58,6 +58,15 @@ class ClientModelsStrategy(CheckpointingStrategy):
         partitioner = self.session.settings.partitioner or IIDPartitioner()
         return given_data(data, keys, self.feed, partitioner, self.session.seed)
 
+    def gather(self, value: Any, purpose: str) -> list[Any]:
+        """Return every process's value, in order of rank, in every process; all of them must call it.
+
+        Args:
+            value: Anything that can be pickled, without tensors on an accelerator.
+            purpose: What is gathered, the same in every process.
+        """
+        return self.world.gather(value, purpose)
+
     def share_of(self, client_ids: Sequence[int]) -> list[int]:
         """Return which clients this process is to look at: those whose state it holds, and of the others every N-th."""
         return self.session.require().share_of(client_ids)

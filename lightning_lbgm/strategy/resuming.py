@@ -68,8 +68,8 @@ def _check_same(restored: dict[str, Any], current: dict[str, Any]) -> None:
     if restored.get("partition", current["partition"]) != current["partition"]:
         raise MisconfigurationException(
             "The checkpoint's clients have other training examples than this federation's: the dataset, its length, its"
-            " labels or their order has changed, or the partitioner draws from something else than its `rng`. Resume"
-            f" with the same data, {remedy}"
+            " labels or their order has changed, `ClientEvaluation(split=...)` holds out others, or the partitioner"
+            f" draws from something else than its `rng`. Resume with the same data, {remedy}"
         )
 
 

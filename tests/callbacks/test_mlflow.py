@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from mlflow.tracking import MlflowClient
 
 from lightning_lbgm import (
+    ClientEvaluation,
     ConvergenceMonitor,
     GradientSpaceCallback,
     LBGMCallback,
@@ -222,3 +223,20 @@ def test_mlflows_autologging_does_not_stop_a_fit(fit, make_logger):
     finally:
         mlflow.pytorch.autolog(disable=True)
     assert trainer.strategy.round_index == 3
+
+
+def test_the_evaluation_of_clients_is_stored(make_logger, tmp_path):
+    logger, callback = make_logger(), ClientEvaluation(every_n_rounds=2, fine_tune_steps=1)
+    fit_tiny(tmp_path, LBGMFederated(num_clients=4, seed=0), callbacks=[callback], max_epochs=4, logger=logger)
+    client = logger.experiment
+    history = client.get_metric_history(logger.run_id, "clients/val/acc_worst")
+    assert [m.step for m in history] == [0, 2, 3]
+    table = client.load_table(logger.experiment_id, "federated/client_evaluation.json", run_ids=[logger.run_id])
+    assert table["round"].tolist() == [0] * 4 + [2] * 4 + [3] * 4
+    assert list(table.columns[:3]) == ["round", "client", "num_examples"]
+    assert {"val/acc", "own/val/acc", "tuned/val/acc", "uplink_bytes"} <= set(table.columns)
+    last = table[table["round"] == 3].set_index("client")
+    assert last["val/acc"].min() == pytest.approx(history[-1].value)
+    sent = clients_table(logger).groupby("client")["uplink_bytes"].sum()
+    assert last["uplink_bytes"].to_dict() == sent.to_dict()
+    assert "figures/clients.png" in artifacts(client, logger.run_id)

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_lbgm.figures import communication as figures
+from lightning_lbgm.figures.clients import draw_clients
 from lightning_lbgm.figures.communication import draw_lbp_errors, draw_metric_against_uplink
 from lightning_lbgm.figures.convergence import draw_convergence
 
@@ -161,3 +162,15 @@ def test_matplotlib_is_imported_when_a_figure_is_drawn_and_pyplot_never(tmp_path
     )
     assert result.returncode == 0, result.stderr
     assert path.read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(("lower", "ranked"), [(False, [0.2, 0.5, 0.9]), (True, [0.9, 0.5, 0.2])])
+def test_clients_are_sorted_from_the_worst_and_stand_against_what_they_sent(tmp_path, lower, ranked):
+    models = {"global model": {0: 0.5, 3: 0.9, 4: 0.2}, "tuned": {3: 0.7}}
+    figure = draw_clients("val/acc", models, {0: 1000.0, 3: 50.0, 4: 2_000_000.0}, lower_is_better=lower)
+    left, right = figure.axes
+    assert [line.get_ydata().tolist() for line in left.lines] == [ranked, [0.7]]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["global model", "tuned"]
+    assert right.collections[0].get_offsets().tolist() == [[1000.0, 0.5], [50.0, 0.9], [2_000_000.0, 0.2]]
+    assert right.xaxis.get_major_formatter()(1000) == "1 kB"
+    assert_saves_as_png(figure, tmp_path / "figure.png")

@@ -25,7 +25,7 @@ from lightning_lbgm.simulation.placement import deal
 from lightning_lbgm.simulation.world import World
 
 HERE = Path(__file__).parents[1]
-FITS = ("noisy", "resumed", "alone", "diana", "rare", "downlink", "turnout", "loaders")
+FITS = ("noisy", "resumed", "alone", "diana", "rare", "downlink", "turnout", "evaluated", "loaders")
 
 # The deal
 
@@ -222,6 +222,16 @@ def test_processes_agree_on_who_takes_part_and_on_what_the_sampler_learned(runs)
     assert any(turnout["dropped"])
     assert first["sampling"] == second["sampling"]
     assert first["sampling"]["losses"].keys() == single["sampling"]["losses"].keys()
+
+
+def test_all_ranks_keep_the_same_of_each_clients_evaluation(runs):
+    single, (first, second) = runs
+    assert first["evaluation"] == second["evaluation"]
+    one, two = single["evaluation"], first["evaluation"]
+    assert one["history"]["uplink_bytes"] == two["history"]["uplink_bytes"]
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
+    assert {"clients/val/metric_worst", "clients/tuned/val/loss_p10"} <= two["metrics"].keys()
+    assert {k: pytest.approx(own, abs=1e-4) for k, own in one["history"]["own"].items()} == two["history"]["own"]
 
 
 @pytest.mark.slow

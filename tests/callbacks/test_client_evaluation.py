@@ -198,6 +198,7 @@ def restless(fit, split, every=10**9, buffers="average", max_epochs=4, **setting
 def test_training_is_the_same_with_evaluations_and_without(fit, buffers):
     trainer, module, watch = restless(fit, 0.25, every=1, buffers=buffers, fine_tune_steps=2)
     seldom_trainer, seldom, other = restless(fit, 0.25, buffers=buffers, own_models=False)
+    assert trainer.optimizers[0].param_groups[0]["momentum"] == 0.9
     assert all(map(torch.equal, watch.params, other.params))
     assert all(map(torch.equal, module.state_dict().values(), seldom.state_dict().values()))
     assert [part.training for part in module.modules()] == [part.training for part in seldom.modules()]
@@ -206,6 +207,7 @@ def test_training_is_the_same_with_evaluations_and_without(fit, buffers):
         assert kept == {k: v for k, v in theirs.items() if not k.startswith("clients/")}
         assert "train/loss" in kept
     assert trainer.callback_metrics["train/acc"] == seldom_trainer.callback_metrics["train/acc"]
+    assert trainer.optimizers[0].state_dict() == seldom_trainer.optimizers[0].state_dict()  # no momentum is left
     assert torch.equal(module.best.max_value, seldom.best.max_value)  # Lightning's own validation has moved it
     own = {k: v["buffers"] for k, v in trainer.strategy._federation.clients.items() if "buffers" in v}
     others = {k: v["buffers"] for k, v in seldom_trainer.strategy._federation.clients.items() if "buffers" in v}

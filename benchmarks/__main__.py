@@ -29,7 +29,7 @@ from benchmarks.feeding import feeding
 from benchmarks.look_back import look_back
 from benchmarks.methods_cost import methods_cost
 from benchmarks.processes import processes
-from benchmarks.rounds import execution, objective_cost, peers, round_cost, stores, uplink_cost
+from benchmarks.rounds import execution, peers, round_cost, stores, uplink_cost
 from benchmarks.scaling import scaling
 from benchmarks.stages import stage_cost
 
@@ -42,7 +42,6 @@ PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
     "look_back": look_back,
     "uplinks": uplink_cost,
     "methods": methods_cost,
-    "objectives": objective_cost,
     "stages": stage_cost,
     "feeding": feeding,
     "scaling": scaling,

@@ -18,9 +18,9 @@ from lightning_lbgm import SCAFFOLD, ClientEvaluation, FedDyn, FedProx, PowerOfC
 Row = dict[str, Any]
 
 METHODS: dict[str, dict[str, Any]] = {
-    "`objective=FedProx(0.01)`": {"objective": FedProx(0.01)},
+    "`objective=FedProx(0.1)`": {"objective": FedProx(0.1)},
     "`objective=SCAFFOLD()`": {"objective": SCAFFOLD()},
-    "`objective=FedDyn(0.1)`": {"objective": FedDyn(0.1)},
+    "`objective=FedDyn(0.03)`": {"objective": FedDyn(0.03)},
     '`personal=["net.2.*"]`': {"personal": ["net.2.*"]},
     "the same with `personal_steps=2`": {"personal": ["net.2.*"], "personal_steps": 2},
     "`sampler=PowerOfChoice(100)`": {"sampler": PowerOfChoice(100)},

@@ -23,7 +23,6 @@ TITLES = {
     "look_back": "Look-back test and reconstruction of one update",
     "uplinks": "A round of W1 with each uplink, in rounds of the hand-written loop (one process, one thread)",
     "methods": "A round of W1 with other settings, in rounds of FedAvg",
-    "objectives": "A round of W1 with each local objective, in rounds without one (one process, one thread)",
     "stages": "Encoding, decoding and adding one update, in ms and in passes over it (one thread)",
     "feeding": "Feeding a round, in epochs of one DataLoader over as many examples",
     "scaling_clients": "A round by clients (10,000 parameters, one small step)",

@@ -19,11 +19,8 @@ from lightning_lbgm import (
     ATOMO,
     DIANA,
     QSGD,
-    SCAFFOLD,
     Cast,
     ErrorFeedback,
-    FedDyn,
-    FedProx,
     LBGMFederated,
     LookBack,
     PowerSGD,
@@ -141,23 +138,6 @@ def uplink_cost(quick: bool) -> Iterator[Row]:
     seconds = take_turns(contestants, rounds=3 if quick else 12, warmup=1 if quick else 9)
     for name in uplinks:
         yield {"table": "uplinks", "workload": workload.name, "what": name, "ratio": ratio(seconds, name, "loop")}
-
-
-def objective_cost(quick: bool) -> Iterator[Row]:
-    """Yield the cost of a round of W1 with each local objective, in rounds without one."""
-    workload = workloads(quick)[0]
-    objectives = {
-        "`FedProx(0.1)`": FedProx(0.1),
-        "`SCAFFOLD()`": SCAFFOLD(),
-        "`FedDyn(0.1)`": FedDyn(0.1),
-    }
-    for execution in ("sequential", "vectorized"):
-        contestants: dict[str, Any] = {"none": partial(ours, workload, [], execution=execution)}
-        for name, objective in objectives.items():
-            contestants[name] = partial(ours, workload, [], execution=execution, objective=objective)
-        seconds = take_turns(contestants, rounds=3 if quick else 12, warmup=1 if quick else 3)
-        for name in objectives:
-            yield {"table": "objectives", "workload": execution, "what": name, "ratio": ratio(seconds, name, "none")}
 
 
 def peers(quick: bool) -> Iterator[Row]:

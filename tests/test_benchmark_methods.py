@@ -9,7 +9,7 @@ from benchmarks.methods import PAGE, RESULTS, SETTINGS, filled, load, run_missin
 
 
 def row(method, value, seed, accuracy, goal=10, bytes_=1.0):
-    numbers = {"accuracy": accuracy, "spread": 0.01 * seed, "goal": goal, "bytes": bytes_}
+    numbers = {"accuracy": accuracy, "spread": 0.01 * seed, "goal": goal, "bytes": bytes_, "seconds": 1.0}
     return {"setting": "drift", "method": method, "value": value, "seed": seed, "rounds": 100, **numbers}
 
 

@@ -129,12 +129,11 @@ def evaluate(
     strategy: LBGMFederated, module: Classifier, x: Tensor, y: Tensor, owner: Tensor, held_out: Tensor
 ) -> list[float]:
     """Return the accuracy of each client's own model on its held-out examples."""
-    federation = strategy.session.require()
     module.eval()
     accuracies = []
     for client_id in range(int(owner.max()) + 1):
         mine = held_out & (owner == client_id)
-        with federation.client_model(client_id):
+        with strategy.client_model(client_id):
             accuracies.append(float((module(x[mine]).argmax(1) == y[mine]).float().mean()))
     return accuracies
 

@@ -184,6 +184,8 @@ def test_curves_are_those_of_the_rounds_that_were_validated(store):
     assert read_result(client, run_id, "LBGM", "val/acc", also, seed=7).also == {
         "val/acc": 0.25, "comm/total_bytes_total": 1236.0
     }  # fmt: skip
+    mean = read_result(client, run_id, "LBGM", "val/acc", also, tail=2)
+    assert (mean.last, mean.also["comm/total_bytes_total"]) == (0.375, 1230.0)
 
 
 @pytest.mark.parametrize(

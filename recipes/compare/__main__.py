@@ -54,6 +54,9 @@ def parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[Variant]
     add("--metric", default="val/acc", help="what to compare (default: %(default)s)")
     add("--also", nargs="+", action="extend", default=[], metavar="METRIC", help="further metrics for the table")
     add("--seeds", type=int, nargs="+", default=[], help="seeds, each a run of each config; default: the configs'")
+    add(
+        "--tail", type=int, default=1, help="values at the end whose mean counts as the last one (default: %(default)s)"
+    )
     add("--jobs", type=int, default=1, help="configs trained at a time (default: %(default)s)")
     add("--output", type=Path, default=Path("outputs/compare"), help="folder for results (default: %(default)s)")
     add("--experiment", default="compare", help="MLflow experiment (default: %(default)s)")
@@ -64,8 +67,9 @@ def parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[Variant]
     for option in options:
         if option.startswith("-") and "." not in option and not option.startswith("--seed_everything"):
             parser.error(f"unrecognized argument: {option}")
-    if namespace.jobs < 1:
-        parser.error(f"--jobs must be positive; got {namespace.jobs}")
+    for name in ("jobs", "tail"):
+        if getattr(namespace, name) < 1:
+            parser.error(f"--{name} must be positive; got {getattr(namespace, name)}")
     if len(set(namespace.seeds)) < len(namespace.seeds):
         parser.error(f"--seeds must differ; got {namespace.seeds}")
     if namespace.base and not namespace.config and not namespace.methods:
@@ -89,7 +93,7 @@ class Comparison:
     def __init__(self, namespace: argparse.Namespace, variants: Sequence[Variant], options: Sequence[str]) -> None:
         self.variants, self.options, self.entry = variants, options, namespace.entry
         self.metric, self.also = namespace.metric, namespace.also
-        self.jobs, self.output = namespace.jobs, namespace.output
+        self.jobs, self.tail, self.output = namespace.jobs, namespace.tail, namespace.output
         self.output.mkdir(parents=True, exist_ok=True)
         self.tracking_uri = namespace.tracking_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.client = MlflowClient(self.tracking_uri)
@@ -130,7 +134,9 @@ class Comparison:
             run_id = self.run_ids.get(variant.run_name)
             if run_id is not None:
                 try:
-                    results.append(read_result(self.client, run_id, variant.name, self.metric, self.also, variant.seed))
+                    also, seed = self.also, variant.seed
+                    result = read_result(self.client, run_id, variant.name, self.metric, also, seed, self.tail)
+                    results.append(result)
                 except ValueError as error:
                     self.failed[variant.run_name] = str(error)
         return results

@@ -39,8 +39,9 @@ class Result:
         uplink_bytes: Bytes that the clients had sent by then.
         uplink_floats: The same in floats of 32 bits, the unit of the paper's figures.
         total_bytes: Bytes sent in both directions by then.
-        also: The last value of each further metric, by name; NaN if it was never logged.
+        also: Each further metric's mean over its last ``tail`` values, by name.
         seed: The run's seed, if several were asked for.
+        tail: Values at the end that count as the last one: cohorts swing from round to round.
     """
 
     name: str
@@ -54,6 +55,12 @@ class Result:
     total_bytes: list[float]
     also: dict[str, float] = field(default_factory=dict)
     seed: int | None = None
+    tail: int = 1
+
+    @property
+    def last(self) -> float:
+        """The metric at the end: the mean over the last ``tail`` entries."""
+        return statistics.fmean(self.value[-self.tail :])
 
     @property
     def best(self) -> float:
@@ -68,7 +75,13 @@ def is_lower_better(metric: str) -> bool:
 
 
 def read_result(
-    client: MlflowClient, run_id: str, name: str, metric: str, also: Sequence[str] = (), seed: int | None = None
+    client: MlflowClient,
+    run_id: str,
+    name: str,
+    metric: str,
+    also: Sequence[str] = (),
+    seed: int | None = None,
+    tail: int = 1,
 ) -> Result:
     """Read a run's curves off the histories of its metrics.
 
@@ -77,8 +90,9 @@ def read_result(
         run_id: The run.
         name: The variant's name.
         metric: What is compared.
-        also: Further metrics, of which the last value is read.
+        also: Further metrics, of which the last values are read.
         seed: The run's seed, if several were asked for.
+        tail: Values at the end that count as the last one.
 
     Raises:
         ValueError: If it has not logged the metric, or no uplink bytes.
@@ -93,7 +107,10 @@ def read_result(
         missing = metric if sent else _BYTES
         logged = ", ".join(sorted(client.get_run(run_id).data.metrics)) or "nothing"
         raise ValueError(f"{name} did not log {missing!r}; it logged {logged}. Choose another with --metric.")
-    found = {key: client.get_metric_history(run_id, key) for key in also}
+    found = {
+        key: [point.value for point in sorted(client.get_metric_history(run_id, key), key=lambda point: point.step)]
+        for key in also
+    }
     last = [max(s for s in sent if s <= step) for step in steps]
     return Result(
         name=name,
@@ -105,8 +122,9 @@ def read_result(
         uplink_bytes=[sent[step] for step in last],
         uplink_floats=[floats[step] for step in last],
         total_bytes=[total.get(step, float("nan")) for step in last],
-        also={key: max(history, key=lambda point: point.step).value for key, history in found.items() if history},
+        also={key: statistics.fmean(history[-tail:]) for key, history in found.items() if history},
         seed=seed,
+        tail=tail,
     )
 
 
@@ -137,7 +155,7 @@ def table(results: Sequence[Result]) -> str:
             (
                 name,
                 _spread([run.best for run in runs]),
-                _spread([run.value[-1] for run in runs]),
+                _spread([run.last for run in runs]),
                 *(_spread([run.also.get(key, float("nan")) for run in runs]) for key in also),
                 f"{max(run.rounds for run in runs)}",
                 f"{uplink:,.0f}",

@@ -15,11 +15,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there
 
 import argparse
 import json
-import logging
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,26 +83,16 @@ def run(setting_name: str, name: str, value: Any, seed: int, rounds: int | None 
         ``accuracy``, the mean over the last 20 rounds at every fifth; ``spread``, its standard deviation there;
         ``goal``, the first of these rounds with 80 %; ``bytes``, of both directions as a share of FedAvg's.
     """
-    import lightning.pytorch as pl
-    import torch
+    from lightning.pytorch import seed_everything
 
     import recipes.paper.data
+    from benchmarks.watched_fit import watched_fit
     from lightning_lbgm import LBGMFederated, PathologicalPartitioner
     from recipes.mnist import Classifier
 
-    class Accuracies(pl.Callback):
-        def __init__(self) -> None:
-            self.seen: list[float] = []
-
-        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            self.seen.append(float(trainer.callback_metrics["val/acc"]))
-
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    setting, accuracies = SETTINGS[setting_name], Accuracies()
+    setting = SETTINGS[setting_name]
     rounds = rounds or setting.rounds
-    pl.seed_everything(seed, verbose=False)
+    seed_everything(seed, verbose=False)
     strategy = LBGMFederated(
         num_clients=100,
         partitioner=PathologicalPartitioner(3),
@@ -115,22 +103,11 @@ def run(setting_name: str, name: str, value: Any, seed: int, rounds: int | None 
         seed=seed,
         **methods()[name].make(value),
     )
-    trainer = pl.Trainer(
-        strategy=strategy,
-        max_epochs=rounds,
-        check_val_every_n_epoch=min(EVERY, rounds),
-        accelerator="cpu",
-        logger=False,
-        callbacks=[accuracies],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
     begin = time.perf_counter()
-    trainer.fit(Classifier(HIDDEN, LEARNING_RATE), datamodule=recipes.paper.data.FashionMNIST(batch_size=BATCH_SIZE))
-    last = accuracies.seen[-(LAST // EVERY) :]
-    reached = [EVERY * (position + 1) for position, accuracy in enumerate(accuracies.seen) if accuracy >= GOAL]
+    data = recipes.paper.data.FashionMNIST(batch_size=BATCH_SIZE)
+    watch, metrics = watched_fit(strategy, Classifier(HIDDEN, LEARNING_RATE), rounds, EVERY, datamodule=data)
+    last = watch.accuracies[-(LAST // EVERY) :]
+    reached = [EVERY * (position + 1) for position, accuracy in enumerate(watch.accuracies) if accuracy >= GOAL]
     return {
         "setting": setting_name,
         "method": name,
@@ -140,7 +117,7 @@ def run(setting_name: str, name: str, value: Any, seed: int, rounds: int | None 
         "accuracy": statistics.mean(last),
         "spread": statistics.pstdev(last),
         "goal": reached[0] if reached else None,
-        "bytes": 1 - float(trainer.callback_metrics["comm/total_savings"]),
+        "bytes": 1 - float(metrics["comm/total_savings"]),
         "seconds": time.perf_counter() - begin,
     }
 

@@ -53,23 +53,13 @@ def run(rule: str, seed: int, rounds: int = ROUNDS) -> dict[str, Any]:
         after which the accuracy was 85 % first, or None; of a round the mean ``cohort``, ``dropped`` clients, and
         ``waited``, the local steps of the slowest client that counts; and ``uplink`` and ``downlink`` bytes in all.
     """
-    import lightning.pytorch as pl
+    from lightning.pytorch import seed_everything
     from torch.utils.data import DataLoader
 
+    from benchmarks.watched_fit import watched_fit
     from recipes.quickstart import DigitsClassifier, load_data
 
-    class Watch(pl.Callback):
-        def __init__(self) -> None:
-            self.accuracies: list[float] = []
-            self.reports: list[Any] = []
-
-        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-            self.reports.append(trainer.strategy.last_report)  # type: ignore[attr-defined]
-
-        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            self.accuracies.append(float(trainer.callback_metrics["val/acc"]))
-
-    pl.seed_everything(seed, verbose=False)
+    seed_everything(seed, verbose=False)
     train, val = load_data()
     strategy = LBGMFederated(
         num_clients=NUM_CLIENTS,
@@ -79,20 +69,9 @@ def run(rule: str, seed: int, rounds: int = ROUNDS) -> dict[str, Any]:
         seed=seed,
         **RULES[rule],
     )
-    watch = Watch()
-    trainer = pl.Trainer(
-        strategy=strategy,
-        max_epochs=rounds,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[watch],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
     loaders = DataLoader(train, batch_size=8, shuffle=True), DataLoader(val, batch_size=len(val))
-    trainer.fit(DigitsClassifier(lr=0.1), *loaders)
+    module = DigitsClassifier(lr=0.1)
+    watch, _ = watched_fit(strategy, module, rounds, train_dataloaders=loaders[0], val_dataloaders=loaders[1])
     reached = next((t + 1 for t, accuracy in enumerate(watch.accuracies) if accuracy >= GOAL), None)
     return {
         "rule": rule,

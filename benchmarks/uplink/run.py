@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import statistics
 import sys
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from benchmarks.uplink.variants import NUM_CLIENTS, SETTINGS, variants
 
@@ -43,56 +39,35 @@ def run(job: Job, rounds: int | None = None) -> dict[str, Any]:
         The job; ``accuracy`` after the last round; ``late``, the mean accuracy over the last 20 rounds, at every fifth;
         ``uplink`` and ``total`` bytes (uplink and downlink) as shares of FedAvg's; and the ``seconds`` it took.
     """
-    import lightning.pytorch as pl
+    from lightning.pytorch import seed_everything
 
     import recipes.paper.data
+    from benchmarks.watched_fit import watched_fit
     from lightning_lbgm import LBGMFederated, PathologicalPartitioner
     from recipes.mnist import Classifier
 
-    class Accuracies(pl.Callback):
-        def __init__(self) -> None:
-            self.seen: list[float] = []
-
-        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            self.seen.append(float(trainer.callback_metrics["val/acc"]))
-
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     setting = SETTINGS[job.setting]
     variant = next(variant for variant in variants(job.setting) if variant.name == job.variant)
-    accuracies = Accuracies()
-    pl.seed_everything(job.seed, verbose=False)
+    seed_everything(job.seed, verbose=False)
     rounds = setting.rounds if rounds is None else rounds
-    trainer = pl.Trainer(
-        strategy=LBGMFederated(
-            num_clients=NUM_CLIENTS,
-            partitioner=PathologicalPartitioner(3),
-            uplink=variant.uplink,
-            clients_per_round=setting.clients_per_round,
-            local_steps=setting.local_steps,
-            seed=job.seed,
-            downlink=variant.downlink,
-        ),
-        max_epochs=rounds,
-        check_val_every_n_epoch=min(EVERY, rounds),
-        accelerator="cpu",
-        logger=False,
-        callbacks=[accuracies],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
+    strategy = LBGMFederated(
+        num_clients=NUM_CLIENTS,
+        partitioner=PathologicalPartitioner(3),
+        uplink=variant.uplink,
+        clients_per_round=setting.clients_per_round,
+        local_steps=setting.local_steps,
+        seed=job.seed,
+        downlink=variant.downlink,
     )
     begin = time.perf_counter()
     data = getattr(recipes.paper.data, job.data)(batch_size=setting.batch_size)
-    trainer.fit(Classifier(setting.hidden, LEARNING_RATE), datamodule=data)
-    metrics = trainer.callback_metrics
+    module = Classifier(setting.hidden, LEARNING_RATE)
+    watch, metrics = watched_fit(strategy, module, rounds, EVERY, datamodule=data)
     return {
         **job._asdict(),
         "rounds": rounds,
-        "accuracy": accuracies.seen[-1],
-        "late": statistics.mean(accuracies.seen[-(LAST_ROUNDS // EVERY) :]),
+        "accuracy": watch.accuracies[-1],
+        "late": statistics.mean(watch.accuracies[-(LAST_ROUNDS // EVERY) :]),
         "uplink": 1 - float(metrics["comm/savings"]),
         "total": 1 - float(metrics["comm/total_savings"]),
         "seconds": time.perf_counter() - begin,

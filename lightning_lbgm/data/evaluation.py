@@ -13,8 +13,9 @@ from lightning_lbgm.core.rng import derive_seed
 from lightning_lbgm.data.batches import BatchPlan
 from lightning_lbgm.data.client_loaders import LoaderFeed
 from lightning_lbgm.data.feed import ClientFeed, EvaluationData, Feed
-from lightning_lbgm.data.hold_out import hold_out_of_loader, loader_like
+from lightning_lbgm.data.hold_out import hold_out_of_loader
 from lightning_lbgm.data.like_training import deal_like_training
+from lightning_lbgm.data.loading import loader_like
 from lightning_lbgm.data.partitioners import Partitioner
 from lightning_lbgm.data.sampling import iterates_by_itself, plan_from_loader, read_loader
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
 from lightning_lbgm.data.batches import BatchPlan
 from lightning_lbgm.data.bulk import bulk_reader
+from lightning_lbgm.data.loading import loading_of
 from lightning_lbgm.data.prefetch import Prefetch, Request
 from lightning_lbgm.data.subset import SampledSubset
 
@@ -249,13 +250,7 @@ def _worker_loader(loader: DataLoader[Any], dataset: Dataset[Any], requests: Any
     return DataLoader(
         _SeededDataset(dataset),
         batch_sampler=requests,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        prefetch_factor=loader.prefetch_factor,
+        **loading_of(loader),
         persistent_workers=True,
         generator=torch.Generator(),  # its base seed must not be drawn from the global generator
     )

@@ -20,10 +20,11 @@ from torch.utils.data import (
 )
 
 from lightning_lbgm.core.rng import derive_seed
+from lightning_lbgm.data.loading import loader_like
 from lightning_lbgm.data.sampling import iterates_by_itself
 from lightning_lbgm.data.subset import SampledSubset
 
-__all__ = ["hold_out", "hold_out_of_loader", "hold_out_of_partitions", "loader_like"]
+__all__ = ["hold_out", "hold_out_of_loader", "hold_out_of_partitions"]
 
 
 def hold_out(examples: Tensor, share: float, seed: int, client_id: int) -> tuple[Tensor, Tensor]:
@@ -112,24 +113,6 @@ def hold_out_of_loader(loader: Any, name: str, share: float, seed: int, client_i
 
 def _shuffled(subset: Subset[Any], sampler: Any) -> RandomSampler:
     return RandomSampler(subset, generator=sampler.generator)
-
-
-def loader_like(loader: DataLoader[Any], dataset: Dataset[Any], **settings: Any) -> DataLoader[Any]:
-    """Return a DataLoader over a dataset with the batch size and the loading of another, in order if not said else."""
-    return DataLoader(
-        dataset,
-        batch_size=getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        **settings,
-    )
 
 
 def _obstacle(loader: Any) -> str | None:

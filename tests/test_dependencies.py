@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OWN = {"lightning_lbgm", "benchmarks", "recipes", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
-TOOLS = {"mkdocs_material", "mkdocstrings", "mypy", "pytest_xdist", "ruff", "rich"}  # run, not imported
+TOOLS = {"build", "mkdocs_material", "mkdocstrings", "mypy", "pytest_xdist", "ruff", "rich"}  # run, not imported
 
 
 def imported(folder):

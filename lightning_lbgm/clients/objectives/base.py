@@ -39,6 +39,7 @@ class LocalObjective(ABC):
     if a round breaks off or the client's update is rejected.
 
     Examples:
+        >>> import torch
         >>> class Shrink(LocalObjective):
         ...     def correct(self, gradients, parameters, start, state):
         ...         torch._foreach_add_(gradients, parameters, alpha=0.01)

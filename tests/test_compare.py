@@ -16,10 +16,12 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from mlflow import MlflowClient
 
+from lightning_lbgm import ClientEvaluation
 from recipes.compare.__main__ import METHODS, main, parse
 from recipes.compare.report import Result, draw, is_lower_better, read_result, table, write_json_lines
 from recipes.compare.runs import ChildRun, finished_children, train
 from recipes.compare.variants import Variant, make_variants, with_seeds
+from recipes.paper.cli import main as paper
 
 ROOT = Path(__file__).parent.parent
 BASE = {
@@ -133,6 +135,27 @@ def test_the_methods_of_the_recipe_are_what_their_names_say(files):
         "TopK 0.1 + LBGM 0.8": f"[ErrorFeedback([TopK(fraction=0.1), {look_back.replace('0.2', '0.8')}])][]",
         "Ternary": "[Ternary()][]",
         "Ternary, sparse signs down": "[Ternary()][TopK(fraction=0.05), SignSGD(), Relax(factor=1.5)]",
+    }
+
+
+def test_the_federated_methods_go_with_their_base(tmp_path):
+    base, methods = ROOT / "recipes/configs/fmnist_cohorts.yaml", ROOT / "recipes/compare/federated.yaml"
+    shown = {}
+    for variant in make_variants(base, [], methods):
+        (tmp_path / "changes.yaml").write_text(yaml.safe_dump(variant.changes or {}))
+        configs = [f"--config={path}" for path in (*variant.configs, tmp_path / "changes.yaml")]
+        cli = paper([*configs, "--trainer.logger=false"], run=False)
+        assert any(isinstance(callback, ClientEvaluation) for callback in cli.trainer.callbacks)
+        settings = cli.trainer.strategy.settings()
+        assert (settings["clients_per_round"], settings["server_optimizer"]) == (10, "SGD(lr=1.0)")
+        shown[variant.name] = f"{settings['uplink']} {settings.get('objective')}"
+    assert shown == {
+        "FedAvg": "[] None",
+        "FedProx": "[] FedProx(mu=0.1)",
+        "SCAFFOLD": "[] SCAFFOLD()",
+        "FedDyn": "[] FedDyn(alpha=0.03)",
+        "LBGM 0.2": "[LookBack(threshold=0.2, granularity='model')] None",
+        "Ternary": "[Ternary()] None",
     }
 
 

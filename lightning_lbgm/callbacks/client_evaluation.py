@@ -34,8 +34,8 @@ class ClientEvaluation(WritingCallback):
     A part of each client's training examples is held out: the client does not train with them, n_k is without them, and
     resuming with another split is refused as with other data. Or pass validation data as ``data``. On them the module's
     own ``validation_step`` runs client by client (with ``on_validation_epoch_start`` and ``_end`` around it, in eval
-    mode, without gradients), after the first round, after every ``every_n_rounds`` rounds from there and after the
-    last. Training is the same with evaluations and without; it is not the same with a split and without.
+    mode, without gradients), after the first round, after every ``every_n_rounds`` rounds and after the last. Training
+    is the same with evaluations and without; it is not the same with a split and without.
 
     For each metric that the module logs there, such as ``val/acc``:
 
@@ -58,7 +58,8 @@ class ClientEvaluation(WritingCallback):
     Args:
         split: Share of each client's examples to hold out, in (0, 1); at least one example, and one at least is left.
             None: 0.2, or nothing if there is ``data``.
-        every_n_rounds: Rounds from one evaluation to the next.
+        every_n_rounds: Rounds from one evaluation to the next, as ``check_val_every_n_epoch`` counts epochs. The first
+            round is evaluated too, so that callbacks which monitor these metrics find them.
         clients: Whom to evaluate. None: all; an int: as many, drawn once by the run's seed; or a list of ids or names.
         fine_tune_steps: Local steps from the global model, with the client's own optimizer on its training examples,
             for a second evaluation. Nothing is kept of them. 0: none.
@@ -185,7 +186,8 @@ class ClientEvaluation(WritingCallback):
             parts = strategy.gather(own, f"own models of round {report.round_index}")
             own = {client_id: metrics for part in parts for client_id, metrics in part.items()}
         self._history.record(report.round_index, report.clients, own)
-        if report.round_index % self.every_n_rounds == 0 or _is_last_round(trainer):
+        rounds = report.round_index + 1
+        if rounds == 1 or rounds % self.every_n_rounds == 0 or _is_last_round(trainer):
             self._evaluate(trainer, report.round_index)
             log_round(trainer, pl_module, self._metrics, report.round_index)
 

@@ -230,9 +230,9 @@ def test_the_evaluation_of_clients_is_stored(make_logger, tmp_path):
     fit_tiny(tmp_path, LBGMFederated(num_clients=4, seed=0), callbacks=[callback], max_epochs=4, logger=logger)
     client = logger.experiment
     history = client.get_metric_history(logger.run_id, "clients/val/acc_worst")
-    assert [m.step for m in history] == [0, 2, 3]
+    assert [m.step for m in history] == [0, 1, 3]
     table = client.load_table(logger.experiment_id, "federated/client_evaluation.json", run_ids=[logger.run_id])
-    assert table["round"].tolist() == [0] * 4 + [2] * 4 + [3] * 4
+    assert table["round"].tolist() == [0] * 4 + [1] * 4 + [3] * 4
     assert list(table.columns[:3]) == ["round", "client", "num_examples"]
     assert {"val/acc", "own/val/acc", "tuned/val/acc", "uplink_bytes"} <= set(table.columns)
     last = table[table["round"] == 3].set_index("client")

@@ -234,7 +234,7 @@ class _Draws:
         """Draw numbers from 0 to below 1: 16 bits each, and what lies between these alike for all."""
         words = self._words(torch.empty(_FRACTIONS // 4 + 1, dtype=torch.int64))
         numbers: NDArray[np.float32] = words[1:].view(np.uint16).astype(np.float32)
-        numbers += int(words[0] >> 56) * 2.0**-8  # exact, so that they stay below one
+        numbers += (int(words[0]) >> 56) * 2.0**-8  # exact, so that they stay below one
         numbers *= np.float32(2.0**-16)
         return numbers
 

@@ -137,7 +137,9 @@ def _round_to_signs(values: Tensor, scales: Tensor, generator: torch.Generator) 
         number, unit = numbers[: end - begin], units[: end - begin]
         np.multiply(array[begin:end], factor, out=number)
         np.absolute(number, out=number)
-        rows += fractions
+        padded = rows[: -(-(end - begin) // _FRACTIONS)]
+        numbers[end - begin : padded.size] = 0  # what memory held before may be no number
+        padded += fractions
         np.copyto(unit, number, casting="unsafe")
         np.less(draw.bytes(end - begin), unit, out=is_sent[begin:end])
     num_sent = int(np.count_nonzero(is_sent))

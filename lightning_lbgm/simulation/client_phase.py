@@ -107,7 +107,7 @@ class ClientPhase:
         if round_.num_available is not None:
             self.dropped = dropped_reports(round_, self._deliveries)
         shared = {} if federation.objective is None else federation.objective.state
-        start = RoundStart(held, federation.seed, self._own_buffers, self._objective_state, shared)
+        start = RoundStart(held, federation.seed, federation.own_values, self._objective_state, shared)
         share = take_share(round_, federation.placement, federation.clients, federation.world, federation.flat.device)
         with isolated_rng(federation.flat.device):
             for update in trainer.run(share, start):
@@ -177,9 +177,6 @@ class ClientPhase:
             self._undo.remember(client_id, state)
             self._federation.channel.forget(state["uplink"])
             self._federation.clients[client_id] = state
-
-    def _own_buffers(self, client_id: int) -> dict[str, Tensor] | None:
-        return self._federation.own_values(client_id)
 
     def _objective_state(self, client_id: int) -> dict[str, Any] | None:
         return self._federation.clients.get(client_id, {}).get("objective")

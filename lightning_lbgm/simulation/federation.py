@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 from torch import Tensor
@@ -209,11 +209,9 @@ class Federation:
                 self.clients[client_id] = {"personal": values}
         self.placement = dict(other.placement)
 
-    @contextmanager
-    def global_model(self) -> Iterator[None]:
+    def global_model(self) -> AbstractContextManager[None]:
         """Put the global parameters and buffers into the module for a while, if a client trains on it now."""
-        with global_model(self):
-            yield
+        return global_model(self)
 
     def client_model(self, client_id: int) -> AbstractContextManager[None]:
         """Put the global model as a client uses it into the module for a while, on the rank that holds the client."""

@@ -256,13 +256,13 @@ def test_a_rank_knows_its_place_and_takes_one_thread(runs):
     assert first["logged"] == second["logged"] == single["logged"]
 
 
-@pytest.mark.slow
-def test_a_local_objectives_state_moves_with_its_client(tmp_path):
+def in_one_and_two(script, tmp_path):
+    """Run a script in one process and in two; return what each rank saved, and the states of both ranks together."""
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    objective_script.main(1, one)
-    done = launch(HERE / "objective_script.py", 2, two)
+    script.main(1, one)
+    done = launch(HERE / f"{script.__name__}.py", 2, two)
     assert done.returncode == 0, done.stderr[-3000:]
     single, first, second = (torch.load(p, weights_only=True) for p in (one / "rank0.pt", *sorted(two.glob("*.pt"))))
     homes = [{seen.get(client) for seen in first["homes"]} - {None} for client in range(5)]
@@ -270,6 +270,12 @@ def test_a_local_objectives_state_moves_with_its_client(tmp_path):
     assert not first["states"].keys() & second["states"].keys()
     together = {**first["states"], **second["states"]}
     assert together.keys() == single["states"].keys()
+    return single, first, second, together
+
+
+@pytest.mark.slow
+def test_a_local_objectives_state_moves_with_its_client(tmp_path):
+    single, first, second, together = in_one_and_two(objective_script, tmp_path)
     for client, state in single["states"].items():
         assert together[client]["rounds"] == state["rounds"]
         torch.testing.assert_close(together[client]["control"], state["control"], rtol=0, atol=1e-5)
@@ -291,18 +297,7 @@ def test_a_local_objectives_state_moves_with_its_client(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The trainable parameters changed")
 def test_personal_parameters_move_with_their_client(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    personal_script.main(1, one)
-    done = launch(HERE / "personal_script.py", 2, two)
-    assert done.returncode == 0, done.stderr[-3000:]
-    single, first, second = (torch.load(p, weights_only=True) for p in (one / "rank0.pt", *sorted(two.glob("*.pt"))))
-    homes = [{seen.get(client) for seen in first["homes"]} - {None} for client in range(5)]
-    assert {0, 1} in homes  # one had its turns on both ranks
-    assert not first["states"].keys() & second["states"].keys()
-    together = {**first["states"], **second["states"]}
-    assert together.keys() == single["states"].keys()
+    single, first, second, together = in_one_and_two(personal_script, tmp_path)
     for client, values in single["states"].items():
         assert together[client].keys() == values.keys()
         assert len(values) == 7
@@ -311,7 +306,7 @@ def test_personal_parameters_move_with_their_client(tmp_path):
         torch.testing.assert_close(rank["params"], single["params"], rtol=0, atol=1e-5)
     assert torch.equal(first["params"], second["params"])
     # The checkpoint holds all clients' values, wherever they were trained.
-    saved = torch.load(two / "last.ckpt", weights_only=True)["lightning_lbgm"]["clients"]
+    saved = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)["lightning_lbgm"]["clients"]
     assert sorted(saved["skeletons"]) == sorted(together)
 
 

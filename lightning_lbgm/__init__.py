@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_lbgm.callbacks.communication import LBGMCallback
     from lightning_lbgm.callbacks.convergence import ConvergenceMonitor
     from lightning_lbgm.callbacks.gradient_space import GradientSpaceCallback
+    from lightning_lbgm.callbacks.partition import PartitionReport
     from lightning_lbgm.clients import SCAFFOLD, FedDyn, FedProx
     from lightning_lbgm.compression import (
         ATOMO,
@@ -35,11 +36,14 @@ if TYPE_CHECKING:
     from lightning_lbgm.data import (
         DirichletPartitioner,
         Dropout,
+        FeaturePartitioner,
         IIDPartitioner,
         NaturalPartitioner,
         PathologicalPartitioner,
         PowerOfChoice,
+        QuantityPartitioner,
         Sampler,
+        ShardPartitioner,
         SizeSampler,
         UniformSampler,
     )
@@ -58,6 +62,7 @@ __all__ = [
     "DirichletPartitioner",
     "Dropout",
     "ErrorFeedback",
+    "FeaturePartitioner",
     "FedAdam",
     "FedAvgM",
     "FedDyn",
@@ -71,13 +76,16 @@ __all__ = [
     "LayerRecycling",
     "LookBack",
     "NaturalPartitioner",
+    "PartitionReport",
     "PathologicalPartitioner",
     "PowerOfChoice",
     "PowerSGD",
     "Predict",
+    "QuantityPartitioner",
     "RandK",
     "Relax",
     "Sampler",
+    "ShardPartitioner",
     "SignSGD",
     "SizeSampler",
     "TargetSavings",
@@ -95,6 +103,7 @@ _ROOMS = {
     "FederatedCallback": "callbacks.base",
     "GradientSpaceCallback": "callbacks.gradient_space",
     "LBGMCallback": "callbacks.communication",
+    "PartitionReport": "callbacks.partition",
     "LBGMFederated": "strategy.federated",
     **dict.fromkeys(("SCAFFOLD", "FedDyn", "FedProx"), "clients"),
     **dict.fromkeys(("CoordinateMedian", "FedAdam", "FedAvgM", "FedYogi", "WeightedMean"), "server"),
@@ -102,11 +111,14 @@ _ROOMS = {
         (
             "DirichletPartitioner",
             "Dropout",
+            "FeaturePartitioner",
             "IIDPartitioner",
             "NaturalPartitioner",
             "PathologicalPartitioner",
             "PowerOfChoice",
+            "QuantityPartitioner",
             "Sampler",
+            "ShardPartitioner",
             "SizeSampler",
             "UniformSampler",
         ),

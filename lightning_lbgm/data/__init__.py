@@ -8,14 +8,19 @@ from lightning_lbgm.data.cohort import resolve_cohort_size, sample_cohort
 from lightning_lbgm.data.collection import TrainLoaders
 from lightning_lbgm.data.dropout import Dropout
 from lightning_lbgm.data.feed import ClientFeed, Feed, LocalBatch
+from lightning_lbgm.data.heterogeneity import count_labels, heterogeneity
+from lightning_lbgm.data.label_table import LabelTable
 from lightning_lbgm.data.labels import find_labels
-from lightning_lbgm.data.natural import NaturalPartitioner
 from lightning_lbgm.data.participation import Participation, Turnout
 from lightning_lbgm.data.partitioners import (
     DirichletPartitioner,
+    FeaturePartitioner,
     IIDPartitioner,
+    NaturalPartitioner,
     Partitioner,
     PathologicalPartitioner,
+    QuantityPartitioner,
+    ShardPartitioner,
     make_partitions,
 )
 from lightning_lbgm.data.rounds import Round, RoundLoader
@@ -30,8 +35,10 @@ __all__ = [
     "DirichletPartitioner",
     "Draw",
     "Dropout",
+    "FeaturePartitioner",
     "Feed",
     "IIDPartitioner",
+    "LabelTable",
     "LoaderFeed",
     "LocalBatch",
     "NaturalPartitioner",
@@ -39,17 +46,21 @@ __all__ = [
     "Partitioner",
     "PathologicalPartitioner",
     "PowerOfChoice",
+    "QuantityPartitioner",
     "Round",
     "RoundLoader",
     "SampledSubset",
     "Sampler",
     "SamplerState",
+    "ShardPartitioner",
     "SizeSampler",
     "TrainLoaders",
     "Turnout",
     "UniformSampler",
     "bulk_reader",
+    "count_labels",
     "find_labels",
+    "heterogeneity",
     "iterates_by_itself",
     "make_partitions",
     "plan_from_loader",

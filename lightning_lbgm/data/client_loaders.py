@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
+from lightning_lbgm.data.columns import is_map_dataset
 from lightning_lbgm.data.feed import EvaluationData, LocalBatch
 from lightning_lbgm.data.seeding import seed_own_generators, set_epoch
 
@@ -219,7 +220,7 @@ def _lengths(batch: Any) -> Iterator[int]:
 
 def _check(loader: Any, name: str, world_size: int, purpose: str) -> None:
     advice = "Give each client a `DataLoader`, or another iterable of batches that can be iterated again."
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+    if is_map_dataset(loader):
         raise TypeError(
             f"The {purpose} loader of client {name!r} is a dataset, {type(loader).__name__}, not a loader: wrap it in"
             " `DataLoader(dataset, batch_size=...)`."

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_lbgm.core.rng import derive_seed
 from lightning_lbgm.data.batches import BatchPlan
 from lightning_lbgm.data.client_loaders import LoaderFeed
+from lightning_lbgm.data.columns import is_map_dataset
 from lightning_lbgm.data.feed import ClientFeed, EvaluationData, Feed
 from lightning_lbgm.data.hold_out import hold_out_of_loader
 from lightning_lbgm.data.like_training import deal_like_training
@@ -77,7 +78,7 @@ def given_data(data: Any, keys: Any, feed: Feed, partitioner: Partitioner, seed:
             raise ValueError("`ClientEvaluation(keys=...)` goes with one dataset that is dealt: leave it out here.")
         items = _by_client(data, feed)
         return _loader_data({k: _as_loader(item, k, feed) for k, item in items.items()}, seed)
-    if not isinstance(data, (Dataset, DataLoader)):
+    if not isinstance(data, (Dataset, DataLoader)) and not is_map_dataset(data):
         raise TypeError(
             "`ClientEvaluation(data=...)` must be a Dataset or DataLoader, or a list or dict with one for each client;"
             f" got {type(data).__name__}."
@@ -160,7 +161,7 @@ def _by_client(data: Any, feed: Feed) -> dict[int, Any]:
 
 
 def _as_loader(item: Any, client_id: int, feed: Feed) -> Any:
-    if not isinstance(item, Dataset):
+    if not isinstance(item, Dataset) and not is_map_dataset(item):
         return item
     given = feed.loader if isinstance(feed, ClientFeed) else getattr(feed, "loaders", {})[client_id]
     if not isinstance(given, DataLoader) or isinstance(item, IterableDataset):

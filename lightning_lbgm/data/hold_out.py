@@ -24,7 +24,7 @@ from lightning_lbgm.data.loading import loader_like
 from lightning_lbgm.data.sampling import iterates_by_itself
 from lightning_lbgm.data.subset import SampledSubset
 
-__all__ = ["hold_out", "hold_out_of_loader", "hold_out_of_partitions"]
+__all__ = ["hold_out", "hold_out_of_loader", "hold_out_of_partitions", "obstacle_to_indexing"]
 
 
 def hold_out(examples: Tensor, share: float, seed: int, client_id: int) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ def hold_out_of_loader(loader: Any, name: str, share: float, seed: int, client_i
         ValueError: If the loader's examples cannot be told apart, because it is none of torch's own ``DataLoader``s
             over a map-style dataset with a plain sampler.
     """
-    obstacle = _obstacle(loader)
+    obstacle = obstacle_to_indexing(loader)
     if obstacle is not None:
         raise ValueError(
             f"`ClientEvaluation(split={share})` cannot hold out examples of client {name!r}: {obstacle}. Pass what the"
@@ -115,8 +115,8 @@ def _shuffled(subset: Subset[Any], sampler: Any) -> RandomSampler:
     return RandomSampler(subset, generator=sampler.generator)
 
 
-def _obstacle(loader: Any) -> str | None:
-    """Return why a loader's examples cannot be split, or None."""
+def obstacle_to_indexing(loader: Any) -> str | None:
+    """Return why it is not known which examples of its dataset a loader gives, each once in a pass, or None."""
     if not isinstance(loader, DataLoader):
         return f"its loader is a {type(loader).__name__}, not a `DataLoader`"
     if isinstance(loader.dataset, IterableDataset):

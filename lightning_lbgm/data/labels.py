@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from lightning_lbgm.data.columns import column_names, is_column, label_column, read_column
 from lightning_lbgm.data.subset import SampledSubset
 
 __all__ = ["as_array", "as_keys", "find_labels", "label_values"]
@@ -20,12 +21,14 @@ def find_labels(dataset: Any, labels: Any = None) -> Tensor:
     """Return the class of every example as an index.
 
     Labels are looked for on the dataset: ``targets`` or ``labels`` (torchvision's names), the last tensor of a
-    ``TensorDataset``, and through ``Subset`` and ``ConcatDataset``.
+    ``TensorDataset``, the column ``label`` or ``labels`` of a Hugging Face dataset, and through ``Subset`` and
+    ``ConcatDataset``.
 
     Args:
         dataset: A map-style dataset of n examples.
-        labels: One label for each example, if the dataset does not show them: a tensor, array, pandas Series or
-            sequence of integers or strings. If a sampler picks a part of the dataset, they are of the whole dataset.
+        labels: One label for each example, if the dataset does not show them: a tensor, array, pandas Series, column
+            of a Hugging Face dataset or sequence of integers or strings. If a sampler picks a part of the dataset, they
+            are of the whole dataset.
 
     Returns:
         Shape ``(n,)``, ``int64``: indices into the sorted distinct labels.
@@ -124,6 +127,8 @@ def _search(dataset: Any) -> Any:
             return found
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1:
         return dataset.tensors[-1]
+    if column_names(dataset) is not None:
+        return label_column(dataset)
     raise ValueError(
         f"The labels of the training dataset cannot be found: {type(dataset).__name__} has no `targets` or `labels` and"
         " is no `TensorDataset` with labels. Pass them to the partitioner, such as"
@@ -133,6 +138,8 @@ def _search(dataset: Any) -> Any:
 
 def as_array(labels: Any) -> Any:
     """Return an array; what is no array yet keeps its Python objects, so that NumPy turns None or 1 into no string."""
+    if is_column(labels):
+        labels = read_column(labels)
     if isinstance(labels, Tensor):
         values = labels.detach().cpu()
         return (values.float() if values.dtype is torch.bfloat16 else values).numpy()

@@ -12,8 +12,15 @@ from torch.utils.data import Dataset
 
 from lightning_lbgm.core.rng import derive_seed
 from lightning_lbgm.data.labels import as_array, as_keys, label_values
-from lightning_lbgm.data.natural import NaturalPartitioner
-from lightning_lbgm.data.partitioners import DirichletPartitioner, Partitioner, PathologicalPartitioner
+from lightning_lbgm.data.partitioners import (
+    DirichletPartitioner,
+    FeaturePartitioner,
+    NaturalPartitioner,
+    Partitioner,
+    PathologicalPartitioner,
+    QuantityPartitioner,
+    ShardPartitioner,
+)
 from lightning_lbgm.data.subset import SampledSubset
 
 __all__ = ["deal_by_labels", "deal_like_training"]
@@ -31,8 +38,9 @@ def deal_like_training(
 
     - ``NaturalPartitioner(client_ids)``: a client gets the examples with its id; without ids, its part of a
       ``ConcatDataset``.
-    - ``PathologicalPartitioner``, ``DirichletPartitioner``: of each label, a client gets the share that it has of the
-      label's training examples.
+    - ``PathologicalPartitioner``, ``DirichletPartitioner``, ``ShardPartitioner``: of each label, a client gets the
+      share that it has of the label's training examples.
+    - ``QuantityPartitioner``: a client gets the share that it has of the training examples.
     - ``IIDPartitioner`` and other partitioners: they deal the validation set themselves.
 
     Args:
@@ -47,11 +55,12 @@ def deal_like_training(
         One ``int64`` tensor of increasing indices for each client, which may be empty.
 
     Raises:
-        ValueError: If ``keys`` are missing, too many, not needed, or of no client.
+        ValueError: If ``keys`` are missing, too many, not needed, or of no client, or the partitioner's rule says
+            nothing of other examples.
     """
     rng = np.random.default_rng(derive_seed(seed, "evaluation partition"))
     num_clients = len(partitions)
-    if isinstance(partitioner, (PathologicalPartitioner, DirichletPartitioner)):
+    if isinstance(partitioner, (PathologicalPartitioner, DirichletPartitioner, ShardPartitioner)):
         known, labels = label_values(training_set, partitioner.labels), _labels(dataset, keys)
         _check_kinds(known, labels, "label")
         return deal_by_labels(labels, known, partitions, rng)
@@ -62,6 +71,16 @@ def deal_like_training(
             f"`ClientEvaluation(keys=...)` are the client ids or labels of the validation examples, but {partitioner!r}"
             " needs none: leave them out."
         )
+    if isinstance(partitioner, FeaturePartitioner):
+        raise ValueError(
+            f"{partitioner!r} has dealt the training set by a feature, and the validation set of"
+            " `ClientEvaluation(data=...)` would be dealt by shares drawn anew. Hold out a part of each client's"
+            " training examples instead, `ClientEvaluation(split=0.2)`, or pass a dataset for each client, as"
+            " `data=[dataset_0, dataset_1, ...]`."
+        )
+    if isinstance(partitioner, QuantityPartitioner):
+        same = np.zeros(len(training_set), dtype=np.int64)  # type: ignore[arg-type]
+        return deal_by_labels(np.zeros(len(dataset), dtype=np.int64), same, partitions, rng)  # type: ignore[arg-type]
     try:
         parts = partitioner.partition(dataset, num_clients, rng)
     except ValueError as error:

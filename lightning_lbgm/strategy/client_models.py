@@ -16,6 +16,7 @@ from lightning_lbgm.clients.local import LocalLoop
 from lightning_lbgm.core.rng import derive_seed, seed_global_rng
 from lightning_lbgm.data.evaluation import given_data
 from lightning_lbgm.data.feed import EvaluationData, Feed, LocalBatch
+from lightning_lbgm.data.label_table import LabelTable, label_table
 from lightning_lbgm.data.partitioners import IIDPartitioner
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.aside import aside
@@ -57,6 +58,18 @@ class ClientModelsStrategy(CheckpointingStrategy):
             return self.feed.held_out
         partitioner = self.session.settings.partitioner or IIDPartitioner()
         return given_data(data, keys, self.feed, partitioner, self.session.seed)
+
+    def label_table(self, labels: Any = None) -> LabelTable:
+        """Return how many training examples of each label each client has, read without loading examples.
+
+        Args:
+            labels: One label for each example of the DataLoader's dataset. None: those that the partitioner was given,
+                else those that the dataset shows.
+
+        Raises:
+            ValueError: If ``labels`` are given, and are not one class for each example.
+        """
+        return label_table(self.feed, self.session.settings.split(self.feed), labels)
 
     def gather(self, value: Any, purpose: str) -> list[Any]:
         """Return every process's value, in order of rank, in every process; all of them must call it.

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from lightning_lbgm.compression.chain import Chain
+from lightning_lbgm.data.columns import is_column, read_column
 
 __all__ = ["identify", "identify_optimizer", "is_same", "show"]
 
@@ -60,6 +61,8 @@ def identify(value: Any, depth: int = 0) -> Any:
         return {str(key): identify(item, depth + 1) for key, item in value.items()}
     if isinstance(value, Set):
         return sorted((identify(item, depth + 1) for item in value), key=str)
+    if is_column(value):
+        value = read_column(value)
     if isinstance(value, Sequence) or hasattr(value, "__array__"):
         return _identify_sequence(value, depth)
     if isinstance(value, type):

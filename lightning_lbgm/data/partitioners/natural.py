@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from lightning_lbgm.data.labels import as_array, as_keys
-from lightning_lbgm.data.partitioners import Partitioner
+from lightning_lbgm.data.partitioners.base import Partitioner
 from lightning_lbgm.data.subset import SampledSubset
 
 __all__ = ["NaturalPartitioner"]

@@ -119,8 +119,7 @@ class PartitionReport(WritingCallback):
         self._metrics = {f"partition/{name}": value for name, value in found.items()}
         if table.counts is None:
             rank_zero_warn(
-                "`PartitionReport` shows the clients' sizes alone, because their labels are not known."
-                f" {table.problem} The report also takes them, as `PartitionReport(labels=...)`."
+                f"`PartitionReport` shows the clients' sizes alone, because their labels are not known. {table.problem}"
             )
         outputs_of(trainer).log_metrics(trainer, self._metrics, strategy.round_index)
         if self.figures and writes_files(trainer):

@@ -64,7 +64,7 @@ def label_column(dataset: Any) -> list[Any]:
     raise ValueError(
         f"The labels of the training dataset cannot be found: it has {problem}, its columns are {shown}. Pass the one"
         f" that holds the classes to the partitioner, such as `PathologicalPartitioner(3, labels=dataset["
-        f'"{(found or columns or ["label"])[0]}"])`, or use `IIDPartitioner()`, which needs none.'
+        f'"{found[0] if found else "its_name"}"])`, or use `IIDPartitioner()`, which needs none.'
     )
 
 

@@ -55,7 +55,9 @@ def label_table(feed: Feed, partitioner: Partitioner | str, labels: Any = None) 
     except Exception as error:  # whatever the user's dataset raises: it was not asked for its labels
         if labels is not None:
             raise
-        return LabelTable(problem=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
+        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        also = " The report takes them too: `PartitionReport(labels=...)`." if isinstance(feed, ClientFeed) else ""
+        return LabelTable(problem=problem + also)
     raise ValueError(
         "`PartitionReport(labels=...)` are the labels of one dataset that is dealt to the clients, but each client has"
         " a loader of its own: leave them out."

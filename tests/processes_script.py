@@ -28,6 +28,7 @@ from lightning_lbgm import (
     ErrorFeedback,
     LBGMFederated,
     LookBack,
+    PartitionReport,
     PowerOfChoice,
     TargetSavings,
     TopK,
@@ -132,7 +133,7 @@ def run(
 ) -> dict:
     recorder = Recorder()
     monitor = ConvergenceMonitor(bound=1e-3, lr=1.0)
-    callbacks = [monitor, recorder, *kwargs.pop("callbacks", [])]
+    callbacks = [monitor, recorder, PartitionReport(), *kwargs.pop("callbacks", [])]
     trainer = build_trainer(root, strategy, devices=devices, callbacks=callbacks, **kwargs)
     dataset = make_data(120) if dataset is None else dataset
     loader = DataLoader(dataset, batch_size=8, shuffle=True) if loader is None else loader

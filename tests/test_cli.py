@@ -235,6 +235,33 @@ def test_the_evaluation_of_clients_comes_from_a_config(tmp_path):
     assert "clients/val/acc_p10" in trainer.callback_metrics
 
 
+def brightness(example: list[torch.Tensor]) -> torch.Tensor:
+    """A feature that a config names by its import path."""
+    return example[0].mean()
+
+
+def test_partitioners_and_the_report_of_the_partition_come_from_a_config(tmp_path):
+    report = {"class_path": "lightning_lbgm.PartitionReport", "init_args": {"figures": False}}
+    (tmp_path / "callbacks.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [report]}}))
+    shown = []
+    for name, settings in {
+        "ShardPartitioner": {"shards_per_client": 3},
+        "QuantityPartitioner": {"alpha": 0.5, "min_examples": 4},
+        "FeaturePartitioner": {"features": "test_cli.brightness", "alpha": 0.2},
+    }.items():
+        partitioner = {"class_path": f"lightning_lbgm.{name}", "init_args": settings}
+        init_args = {"num_clients": 3, "partitioner": partitioner}
+        strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": init_args}
+        trainer = run(tmp_path, strategy, "--config", str(tmp_path / "callbacks.yaml")).trainer
+        assert trainer.callback_metrics["partition/clients"] == 3
+        shown.append(trainer.strategy.settings()["partitioner"])
+    assert shown == [
+        "ShardPartitioner(shards_per_client=3)",
+        "QuantityPartitioner(alpha=0.5, min_examples=4)",
+        "FeaturePartitioner(features=brightness(), alpha=0.2, num_groups=10, min_examples=1)",
+    ]
+
+
 def test_the_settings_name_the_server_optimizer_of_a_config(tmp_path):
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0, "momentum": 0.9}}
     strategy = {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {"server_optimizer": optimizer}}

@@ -103,10 +103,10 @@ def draw_client_sizes(sizes: ArrayLike, summary: str = "") -> Figure:
         axes.set_xlabel("client")
         axes.set_ylabel("examples")
     else:
-        bins = _bins(n)
+        bins, in_decades = _bins(n)
         axes.hist(n, bins=bins)
         axes.axvline(n.mean(), color="tab:orange", linewidth=1.2, label=mean)
-        if bins[-1] / max(bins[0], 0.5) > _WIDE_RANGE:
+        if in_decades:
             axes.set_xscale("log")
         else:
             integer_ticks(axes.xaxis)
@@ -131,13 +131,13 @@ def _chosen_clients(counts: Any) -> Any:
     return order[((np.arange(_MOST_COLUMNS) + 0.5) * len(order) / _MOST_COLUMNS).astype(np.int64)]
 
 
-def _bins(sizes: Any) -> Any:
-    """Return the edges of at most 40 bins of sizes, in decades if they differ much."""
+def _bins(sizes: Any) -> tuple[Any, bool]:
+    """Return the edges of at most 40 bins of sizes, and whether they are in decades, because sizes differ much."""
     low, high = int(sizes.min()), int(sizes.max())
-    if high / max(low, 1) > _WIDE_RANGE:
-        return np.geomspace(max(low, 1) - 0.5, high + 0.5, _MOST_BARS + 1)
+    if 0 < low * _WIDE_RANGE < high:
+        return np.geomspace(low - 0.5, high + 0.5, _MOST_BARS + 1), True
     width = math.ceil((high - low + 1) / _MOST_BARS)
-    return np.arange(low, high + width + 1, width) - 0.5
+    return np.arange(low, high + width + 1, width) - 0.5, False
 
 
 def _name(labels: Sequence[object]) -> str:

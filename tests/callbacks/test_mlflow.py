@@ -6,6 +6,7 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import Recorder, TinyModule, fit_tiny
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from mlflow.tracking import MlflowClient
 
@@ -16,6 +17,7 @@ from lightning_lbgm import (
     LBGMCallback,
     LBGMFederated,
     LookBack,
+    PartitionReport,
     PathologicalPartitioner,
 )
 
@@ -240,3 +242,23 @@ def test_the_evaluation_of_clients_is_stored(make_logger, tmp_path):
     sent = clients_table(logger).groupby("client")["uplink_bytes"].sum()
     assert last["uplink_bytes"].to_dict() == sent.to_dict()
     assert "figures/clients.png" in artifacts(client, logger.run_id)
+
+
+def test_the_partition_is_logged_once_and_again_in_another_run(make_logger, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+    def run(logger, rounds=2, **settings):
+        callbacks = [checkpoint, PartitionReport(), LBGMCallback(figures=False, client_table=False)]
+        strategy = LBGMFederated(num_clients=4, partitioner=PathologicalPartitioner(2), seed=0)
+        settings = {"callbacks": callbacks, "enable_checkpointing": True, "max_epochs": rounds, **settings}
+        trainer, _ = fit_tiny(tmp_path, strategy, logger=logger, **settings)
+        stored = logger.experiment.get_metric_history(logger.run_id, "partition/label_distance_mean")
+        assert float(trainer.callback_metrics["partition/label_distance_mean"]) == stored[-1].value > 0.2
+        return artifacts(logger.experiment, logger.run_id, "figures"), [metric.step for metric in stored]
+
+    figures = {"figures/partition_labels.png", "figures/partition_sizes.png"}
+    logger = make_logger()
+    assert run(logger) == (figures, [0])
+    # Resumed in the same run, not again, although callbacks can monitor it; in another run, there too.
+    assert run(make_logger(run_id=logger.run_id), 3, ckpt_path=tmp_path / "step=1.ckpt") == (figures, [0])
+    assert run(make_logger(), 3, ckpt_path=tmp_path / "step=1.ckpt") == (figures, [1])

@@ -131,17 +131,9 @@ class PartitionReport(WritingCallback):
 
 
 def _drawings(sizes: list[int], table: LabelTable, found: dict[str, float]) -> dict[str, Callable[[], Figure]]:
-    spread = (
-        f"{found['size_min']:,.0f} to {found['size_max']:,.0f} examples a client, coefficient of variation"
-        f" {found['size_cv']:.2f}"
-    )
-    drawings: dict[str, Callable[[], Figure]] = {"partition_sizes.png": partial(draw_client_sizes, sizes, spread)}
+    drawings: dict[str, Callable[[], Figure]] = {"partition_sizes.png": partial(draw_client_sizes, sizes, found)}
     if table.counts is not None:
-        skew = (
-            f"distance from the mix of all {found['label_distance_mean']:.2f}, by chance"
-            f" {found['label_distance_chance']:.2f}; {found['labels_effective_mean']:.1f} effective labels a client"
-        )
-        drawings["partition_labels.png"] = partial(draw_label_map, table.counts, table.labels, skew)
+        drawings["partition_labels.png"] = partial(draw_label_map, table.counts, table.labels, found)
     return drawings
 
 

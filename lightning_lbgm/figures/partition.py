@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +23,14 @@ _MOST_BARS, _MOST_NAMES = 40, 20
 _LONGEST_NAME = 14
 _SMALL_RANGE = 5  # of sizes
 _WIDE_RANGE = 50  # of sizes, from which on they are drawn in decades
+_SKEW = (
+    "distance from the mix of all {label_distance_mean:.2f}, by chance {label_distance_chance:.2f};"
+    " {labels_effective_mean:.1f} effective labels a client"
+)
+_SPREAD = "{size_min:,.0f} to {size_max:,.0f} examples a client, coefficient of variation {size_cv:.2f}"
 
 
-def draw_label_map(counts: ArrayLike, labels: Sequence[object], summary: str = "") -> Figure:
+def draw_label_map(counts: ArrayLike, labels: Sequence[object], numbers: Mapping[str, float] | None = None) -> Figure:
     """Draw which share of a client's examples has which label, a column for a client, and its size above.
 
     More than 100 clients are sorted by their most frequent label, and evenly spaced ones of them are drawn. More than
@@ -34,7 +39,7 @@ def draw_label_map(counts: ArrayLike, labels: Sequence[object], summary: str = "
     Args:
         counts: Examples of each label at each client, shape ``(K, C)``.
         labels: The C labels.
-        summary: What is written below the title.
+        numbers: The partition's heterogeneity, which is summed up below the title.
     """
     grid = np.asarray(counts)
     figure = new_figure()
@@ -54,7 +59,7 @@ def draw_label_map(counts: ArrayLike, labels: Sequence[object], summary: str = "
     else:
         axes.set_xticks([])
     figure.colorbar(image, ax=axes, label="share of the client's examples")
-    figure.suptitle("Labels of the clients" + (f"\n{summary}" if summary else ""), fontsize=11)
+    figure.suptitle(_title("Labels of the clients", _SKEW, numbers), fontsize=11)
     return figure
 
 
@@ -85,12 +90,12 @@ def label_map(axes: Axes, counts: ArrayLike, labels: Sequence[object], highest: 
     return image
 
 
-def draw_client_sizes(sizes: ArrayLike, summary: str = "") -> Figure:
+def draw_client_sizes(sizes: ArrayLike, numbers: Mapping[str, float] | None = None) -> Figure:
     """Draw how many examples the clients have: a bar for each of up to 40 clients, else a histogram.
 
     Args:
         sizes: Examples of each client, shape ``(K,)``.
-        summary: What is written below the title.
+        numbers: The partition's heterogeneity, which is summed up below the title.
     """
     n = np.asarray(sizes)
     figure = new_figure()
@@ -118,7 +123,7 @@ def draw_client_sizes(sizes: ArrayLike, summary: str = "") -> Figure:
     axes.grid(alpha=0.3, axis="y")
     axes.set_axisbelow(True)
     axes.legend(fontsize=8)
-    axes.set_title("Examples of the clients" + (f"\n{summary}" if summary else ""), fontsize=11)
+    axes.set_title(_title("Examples of the clients", _SPREAD, numbers), fontsize=11)
     return figure
 
 
@@ -135,9 +140,13 @@ def _bins(sizes: Any) -> tuple[Any, bool]:
     """Return the edges of at most 40 bins of sizes, and whether they are in decades, because sizes differ much."""
     low, high = int(sizes.min()), int(sizes.max())
     if 0 < low * _WIDE_RANGE < high:
-        return np.geomspace(low - 0.5, high + 0.5, _MOST_BARS + 1), True
+        return np.unique(np.floor(np.geomspace(low, high + 1, _MOST_BARS + 1) + 1e-9)) - 0.5, True
     width = math.ceil((high - low + 1) / _MOST_BARS)
     return np.arange(low, high + width + 1, width) - 0.5, False
+
+
+def _title(title: str, summary: str, numbers: Mapping[str, float] | None) -> str:
+    return title if numbers is None else f"{title}\n{summary.format(**numbers)}"
 
 
 def _name(labels: Sequence[object]) -> str:

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,3 +120,9 @@ def test_counts_are_those_of_each_client_and_labels_sorted():
 def test_arrays_that_do_not_go_together_are_refused(sizes, counts, message):
     with pytest.raises(ValueError, match=message):
         heterogeneity(sizes, counts)
+
+
+def test_the_metrics_page_lists_them():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    listed = re.findall(r"^\| `partition/(\w+)`", page, re.MULTILINE)
+    assert listed == list(heterogeneity([1], [[1]]))

@@ -5,6 +5,9 @@ import pytest
 
 from lightning_lbgm.figures.partition import draw_client_sizes, draw_label_map
 
+NUMBERS = {"label_distance_mean": 0.254, "label_distance_chance": 0.119, "labels_effective_mean": 1.88}
+NUMBERS |= {"size_min": 3, "size_max": 10, "size_cv": 0.489}
+
 
 def parts_of(figure):
     """Return the axes of the sizes and of the map, and the map's shares with 0 for white."""
@@ -13,14 +16,16 @@ def parts_of(figure):
 
 
 def test_the_map_has_the_share_of_each_label_at_each_client(tmp_path):
-    figure = draw_label_map([[3, 1], [0, 2], [0, 0]], ["cat", "a dog with a long name"], "summary")
+    figure = draw_label_map([[3, 1], [0, 2], [0, 0]], ["cat", "a dog with a long name"], NUMBERS)
     above, axes, shares = parts_of(figure)
     np.testing.assert_allclose(shares, [[0.75, 0, 0], [0.25, 1, 0]])
     assert axes.images[0].get_array().mask.tolist() == [[False, True, True], [False, False, True]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "a dog with a …"]
     assert [bar.get_height() for bar in above.patches] == [4, 2, 0]
     assert axes.get_xlabel() == "client"
-    assert figure.get_suptitle() == "Labels of the clients\nsummary"
+    assert figure.get_suptitle() == (
+        "Labels of the clients\ndistance from the mix of all 0.25, by chance 0.12; 1.9 effective labels a client"
+    )
     figure.savefig(tmp_path / "map.png")
 
 
@@ -53,8 +58,9 @@ def test_many_labels_are_groups_of_neighbours(tmp_path):
 
 
 def test_few_clients_are_bars_with_their_mean(tmp_path):
-    figure = draw_client_sizes([5, 10, 3])
+    figure = draw_client_sizes([5, 10, 3], NUMBERS)
     (axes,) = figure.axes
+    assert axes.get_title() == "Examples of the clients\n3 to 10 examples a client, coefficient of variation 0.49"
     assert [bar.get_height() for bar in axes.patches] == [5, 10, 3]
     assert axes.lines[0].get_ydata()[0] == 6
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["mean, 6"]

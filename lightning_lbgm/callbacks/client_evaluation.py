@@ -65,8 +65,8 @@ class ClientEvaluation(WritingCallback):
             for a second evaluation. Nothing is kept of them. 0: none.
         data: Validation data instead of a split: one Dataset or DataLoader that is dealt to the clients as the training
             data was (by ids with ``NaturalPartitioner``; with the label shares of ``PathologicalPartitioner``,
-            ``ShardPartitioner`` and ``DirichletPartitioner``); or a list with a Dataset or DataLoader for each client, or a dict of them by
-            client id or name.
+            ``ShardPartitioner`` and ``DirichletPartitioner``); or a list with a Dataset or DataLoader for each client,
+            or a dict of them by client id or name.
         keys: With one dataset as ``data``: the client id or label of each example, if the partitioner needs it and the
             dataset does not show it.
         own_models: Whether to evaluate each client's local model at the end of each of its turns, for

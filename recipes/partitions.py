@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = {
-    "examples a client": "{size_min:,.0f} to {size_max:,.0f}",
-    "`size_cv`": "{size_cv:.2f}",
-    "`label_distance_mean`": "{label_distance_mean:.2f}",
-    "`_max`": "{label_distance_max:.2f}",
-    "`_chance`": "{label_distance_chance:.2f}",
-    "`labels_effective_mean`": "{labels_effective_mean:.1f}",
+    "examples": "{size_min:,.0f} to {size_max:,.0f}",
+    "CV": "{size_cv:.2f}",
+    "distance": "{label_distance_mean:.2f}",
+    "largest": "{label_distance_max:.2f}",
+    "by chance": "{label_distance_chance:.2f}",
+    "effective labels": "{labels_effective_mean:.1f}",
 }
 
 
@@ -74,9 +74,9 @@ def draw(counts: dict[str, np.ndarray], names: dict[str, list[object]]) -> Figur
     """Draw each partition as a heat map with the clients' sizes above, in one scale of colours."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 6.4), dpi=110)
+    figure = Figure(figsize=(10.4, 5.6), dpi=140)
     outer = figure.add_gridspec(
-        2, (len(counts) + 1) // 2, left=0.035, right=0.925, top=0.925, bottom=0.06, wspace=0.2, hspace=0.22
+        2, (len(counts) + 1) // 2, left=0.03, right=0.915, top=0.925, bottom=0.06, wspace=0.2, hspace=0.22
     )
     image = None
     for (name, grid), cell in zip(counts.items(), outer):
@@ -85,10 +85,10 @@ def draw(counts: dict[str, np.ndarray], names: dict[str, list[object]]) -> Figur
         above.bar(range(len(grid)), grid.sum(1), width=0.8, color="tab:gray")
         above.set_xlim(-0.5, len(grid) - 0.5)
         above.set_axis_off()
-        above.set_title(name, fontsize=9)
+        above.set_title(name, fontsize=8.5)
         image = label_map(axes, grid, names[name], highest=1.0)
         axes.set_xticks([])
-    figure.colorbar(image, cax=figure.add_axes((0.945, 0.25, 0.012, 0.5)), label="share of the client's examples")
+    figure.colorbar(image, cax=figure.add_axes((0.93, 0.25, 0.014, 0.5)), label="share of the client's examples")
     figure.supxlabel("a column for each client, its number of examples above", fontsize=10)
     return figure
 

@@ -133,7 +133,8 @@ def run(
 ) -> dict:
     recorder = Recorder()
     monitor = ConvergenceMonitor(bound=1e-3, lr=1.0)
-    callbacks = [monitor, recorder, PartitionReport(), *kwargs.pop("callbacks", [])]
+    report = PartitionReport(figures=kwargs.pop("figures", False))
+    callbacks = [monitor, recorder, report, *kwargs.pop("callbacks", [])]
     trainer = build_trainer(root, strategy, devices=devices, callbacks=callbacks, **kwargs)
     dataset = make_data(120) if dataset is None else dataset
     loader = DataLoader(dataset, batch_size=8, shuffle=True) if loader is None else loader
@@ -165,9 +166,8 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
         torch.manual_seed(99)
         module = NoisyModule()
     checkpoint = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)
-    noisy = run(
-        folder, devices, module, noisy_strategy(folder), max_epochs=8, callbacks=[checkpoint], enable_checkpointing=True
-    )
+    settings = {"callbacks": [checkpoint], "enable_checkpointing": True, "figures": True}
+    noisy = run(folder, devices, module, noisy_strategy(folder), max_epochs=8, **settings)
     trainer = noisy.pop("trainer")
     results["threads"] = torch.get_num_threads()
     results["noisy"] = noisy

@@ -27,11 +27,14 @@ from lightning_lbgm.data import (
     BatchPlan,
     ClientFeed,
     DirichletPartitioner,
+    FeaturePartitioner,
     IIDPartitioner,
     LoaderFeed,
     NaturalPartitioner,
     PathologicalPartitioner,
+    QuantityPartitioner,
     SampledSubset,
+    ShardPartitioner,
     make_partitions,
 )
 from lightning_lbgm.data.evaluation import choose_clients, dealt_data, given_data
@@ -188,6 +191,23 @@ def test_pathological_clients_are_evaluated_on_their_classes():
     found = dealt(numbers(12), None, partitioner, train)
     assert [{x % 3 for x in found[k]} for k in range(3)] == classes
     assert sorted(itertools.chain.from_iterable(found.values())) == list(range(12))
+
+
+def test_clients_with_shards_are_evaluated_on_their_mix_and_others_on_their_share():
+    train = numbers(60)
+    for partitioner in (ShardPartitioner(1), QuantityPartitioner(0.5)):
+        parts = make_partitions(train, 3, partitioner, 0)
+        found = dealt(numbers(30), None, partitioner, train)
+        assert sorted(itertools.chain.from_iterable(found.values())) == list(range(30))
+        for client_id, part in enumerate(parts):
+            assert abs(len(found.get(client_id, [])) - len(part) / 2) <= 3  # half as many examples, rounded by label
+            if isinstance(partitioner, ShardPartitioner):
+                assert {int(x) % 3 for x in found[client_id]} == {int(x) % 3 for x in part}
+
+
+def test_a_validation_set_is_not_dealt_by_a_feature():
+    with pytest.raises(ValueError, match=r"(?s)by a feature.*`ClientEvaluation\(split=0.2\)`, or pass a dataset"):
+        dealt(numbers(12), None, FeaturePartitioner(range(30), 0.5), numbers(30))
 
 
 def test_an_iid_validation_set_is_dealt_evenly_with_its_own_batches():

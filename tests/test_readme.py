@@ -145,3 +145,13 @@ def test_the_recipe_of_clients_runs_on_the_digits(tmp_path):
     rows = [line for line in out.splitlines() if line.startswith(("FedAvg", "LBGM"))]
     assert [len(row[22:].split()) for row in rows] == [7, 7, 7]
     assert len(list(tmp_path.glob("*/figures/clients.png"))) == 3
+
+
+@pytest.mark.slow
+def test_the_recipe_of_partitions_prints_the_table_and_draws_the_figures_of_its_page(tmp_path):
+    out = run_recipe("-m", "recipes.partitions", "--clients=6", "--images=images", cwd=tmp_path, LBGM_DATA="")
+    page = (ROOT / "docs" / "partitions.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \|", out.split("\n\n")[0], re.MULTILINE)
+    assert "\n".join(rows) in "\n".join(re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE))
+    assert len(rows) == 2 + 7
+    assert set(re.findall(r"images/(\w+\.png)", page)) <= {path.name for path in (tmp_path / "images").iterdir()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
-__all__ = ["column_names", "is_column", "is_map_dataset", "label_column", "read_column"]
+__all__ = ["class_names", "column_names", "is_column", "is_map_dataset", "label_column", "read_column"]
 
 _LABEL_COLUMNS = ("label", "labels")
 _PLAIN = (numbers.Number, str, bytes, datetime.date, datetime.timedelta, type(None))
@@ -66,6 +66,24 @@ def label_column(dataset: Any) -> list[Any]:
         f" that holds the classes to the partitioner, such as `PathologicalPartitioner(3, labels=dataset["
         f'"{found[0] if found else "its_name"}"])`, or use `IIDPartitioner()`, which needs none.'
     )
+
+
+def class_names(source: Any) -> list[str] | None:
+    """Return what the classes of a dataset, or of its column of labels, are called; None if that is not known.
+
+    Args:
+        source: A Hugging Face dataset or column, or a dataset with torchvision's attribute ``classes``.
+    """
+    if is_column(source):
+        names = getattr(source.features, "names", None)
+    elif column_names(source) is not None:
+        features = source.features or {}
+        names = next((getattr(features[name], "names", None) for name in _LABEL_COLUMNS if name in features), None)
+    else:
+        names = getattr(source, "classes", None)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None
+    return list(names)
 
 
 def _values(dataset: Any, path: tuple[str, ...]) -> list[Any]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Subset, SubsetRandomSampler
+from torch.utils.data import ConcatDataset, Subset, SubsetRandomSampler
 
+from lightning_lbgm.data.columns import class_names
 from lightning_lbgm.data.feed import ClientFeed, Feed
 from lightning_lbgm.data.heterogeneity import count_labels
 from lightning_lbgm.data.hold_out import obstacle_to_indexing
@@ -26,7 +27,7 @@ class LabelTable:
 
     Attributes:
         counts: Examples of each label at each client, shape ``(K, C)``; None if the labels are not known.
-        labels: The labels, sorted, shape ``(C,)``.
+        labels: The labels, sorted, shape ``(C,)``, or what they are called if the dataset has names for its classes.
         problem: Why the labels are not known, if they are not.
     """
 
@@ -49,7 +50,7 @@ def label_table(feed: Feed, partitioner: Partitioner | str, labels: Any = None) 
     try:
         if isinstance(feed, ClientFeed):
             known = getattr(partitioner, "labels", None) if labels is None else labels
-            return _table(feed.partitions, label_values(feed.dataset, known))
+            return _table(feed.partitions, label_values(feed.dataset, known), feed.dataset if known is None else known)
         if labels is None:
             return _table_of_loaders(getattr(feed, "loaders", []), feed.client_names or ())
     except Exception as error:  # whatever the user's dataset raises: it was not asked for its labels
@@ -64,7 +65,7 @@ def label_table(feed: Feed, partitioner: Partitioner | str, labels: Any = None) 
     )
 
 
-def _table(partitions: Sequence[Any], labels: Any) -> LabelTable:
+def _table(partitions: Sequence[Any], labels: Any, source: Any) -> LabelTable:
     distinct = len(np.unique(labels))
     if distinct > max(2, len(labels) // 2):
         return LabelTable(
@@ -72,7 +73,18 @@ def _table(partitions: Sequence[Any], labels: Any) -> LabelTable:
         )
     if len(partitions) * distinct > _MOST_CELLS:
         return LabelTable(problem=f"{len(partitions)} clients and {distinct} labels are too many to be counted.")
-    return LabelTable(*count_labels(partitions, labels))
+    counts, found = count_labels(partitions, labels)
+    return LabelTable(counts, _named(found, source))
+
+
+def _named(labels: Any, source: Any) -> Any:
+    """Return the names of classes that are numbered, if their dataset or column has some."""
+    while isinstance(source, (Subset, ConcatDataset)):
+        source = source.dataset if isinstance(source, Subset) else source.datasets[0]
+    names = class_names(source)
+    if names is None or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(names):
+        return labels
+    return np.array(names)[labels]
 
 
 def _table_of_loaders(loaders: Sequence[Any], names: Sequence[str]) -> LabelTable:
@@ -89,4 +101,4 @@ def _table_of_loaders(loaders: Sequence[Any], names: Sequence[str]) -> LabelTabl
             read[id(dataset)] = label_values(dataset)
         parts.append(read[id(dataset)][index])
     ends = np.cumsum([len(part) for part in parts])
-    return _table(np.split(np.arange(ends[-1]), ends[:-1]), np.concatenate(parts))
+    return _table(np.split(np.arange(ends[-1]), ends[:-1]), np.concatenate(parts), loaders[0].dataset)

@@ -133,6 +133,20 @@ def test_clients_with_loaders_over_parts_of_one_dataset(tmp_path):
     assert drawn(tmp_path) == FIGURES
 
 
+def test_classes_have_the_names_that_the_dataset_gives_them(tmp_path):
+    class Named(TensorDataset):
+        classes = ("ant", "bee", "cat")
+        features = torch.zeros(3)  # no Hugging Face dataset's
+
+    trainer, _ = train(tmp_path, None, loader=DataLoader(Subset(Named(*make_data().tensors), range(60)), batch_size=8))
+    table = trainer.strategy.label_table()
+    assert table.labels.tolist() == ["ant", "bee", "cat"]
+    assert table.counts.sum(0).tolist() == Y.bincount().tolist()
+    assert trainer.strategy.label_table([k % 5 for k in range(60)]).labels.tolist() == [0, 1, 2, 3, 4]
+    Named.classes = ("ant", "bee")  # not enough of them
+    assert trainer.strategy.label_table().labels.tolist() == [0, 1, 2]
+
+
 # Labels that cannot be had
 
 

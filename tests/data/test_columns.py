@@ -21,6 +21,7 @@ from lightning_lbgm import (
     PathologicalPartitioner,
 )
 from lightning_lbgm.data import find_labels, make_partitions
+from lightning_lbgm.data.columns import class_names
 from lightning_lbgm.strategy.identity import identify
 
 NAMES = ["ant", "bee", "cat"]
@@ -103,6 +104,13 @@ def test_a_column_is_a_feature_too(source):
     for partitioner in (FeaturePartitioner(source["info"]["site"], 0.3), FeaturePartitioner(site, 0.3)):
         parts = [part.tolist() for part in make_partitions(source, 4, partitioner, seed=0)]
         assert sorted(index for part in parts for index in part) == list(range(60))
+
+
+def test_classes_are_called_as_their_column_says(source):
+    for data in (source, source["label"], source.with_format("torch"), source.with_format("torch")["label"]):
+        assert class_names(data) == NAMES
+    for data in (source["user"], source.remove_columns("label"), USERS, make_data()):
+        assert class_names(data) is None
 
 
 def test_a_column_is_read_once_and_is_the_same_setting_as_its_list(source, monkeypatch):

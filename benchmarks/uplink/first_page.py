@@ -1,6 +1,6 @@
 """The figure of the first page, accuracy against bytes on MNIST: ``python -m benchmarks.uplink.first_page``.
 
-FedAvg, LBGM, and the recommended uplink and downlink, in the paper's setting (``variants.SETTINGS["paper"]``), three seeds.
+FedAvg, LBGM, and the recommended uplink and downlink in the paper's setting (``variants.SETTINGS["paper"]``), by seeds.
 Curves are kept in benchmarks/results/first_page.jsonl as soon as they are there; runs that it has are not made again.
 The figure is drawn for light and for dark pages, with a transparent ground. ``LBGM_DATA`` names the folder that holds
 ``MNIST/raw``. Five minutes on one core.
@@ -71,7 +71,7 @@ def curve(rows: list[dict[str, Any]], method: str) -> list[tuple[float, float]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
-    """Return for each method the last accuracy, and its shares of FedAvg's uplink and of the bytes of both directions."""
+    """Return for each method the last accuracy, and its shares of FedAvg's uplink and of all of FedAvg's bytes."""
     found = {}
     for method in METHODS:
         runs = [row for row in rows if row["method"] == method]

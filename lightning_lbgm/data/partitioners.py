@@ -87,7 +87,7 @@ def _as_indices(part: Any, num_examples: int, partitioner: Partitioner) -> Tenso
         )
     if indices.size and not 0 <= indices.min() <= indices.max() < num_examples:
         raise ValueError(
-            f"{partitioner!r} must return indices of the {num_examples} training examples, from 0 to {num_examples - 1};"
+            f"{partitioner!r} must return indices of the {num_examples} training examples, 0 to {num_examples - 1};"
             f" got {indices.min()} to {indices.max()}."
         )
     return torch.as_tensor(np.sort(indices.astype(np.int64)))

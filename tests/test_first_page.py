@@ -62,4 +62,4 @@ def test_the_figure_is_drawn_for_light_and_for_dark(tmp_path):
         draw(load(RESULTS), tmp_path / f"{name}.svg", dark=dark)
         drawn, kept = tmp_path / f"{name}.svg", ROOT / "docs" / "images" / f"first_page_{name}.svg"
         assert 10_000 < kept.stat().st_size < 100_000
-        assert drawn.stat().st_size == pytest.approx(kept.stat().st_size, rel=0.2)  # another matplotlib writes otherwise
+        assert drawn.stat().st_size == pytest.approx(kept.stat().st_size, rel=0.2)  # as matplotlib does

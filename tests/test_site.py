@@ -14,7 +14,7 @@ import pytest
 from browser import chromium, needs_browser, resize
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["", "coming-from", "uplink", "choosing", "architecture", "api/compression"]  # the widest of each kind
+PAGES = ["", "uplink", "choosing", "api/compression"]  # the widest of each kind
 LOOK = """
 const inside = (e) => { for (let p = e.parentElement; p; p = p.parentElement)
     if (["auto", "scroll", "hidden"].includes(getComputedStyle(p).overflowX) && p !== document.body) return true; };

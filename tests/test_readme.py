@@ -21,10 +21,10 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loader = DataLoader(make_data(200), batch_size=10)
+    loader = DataLoader(make_data(2000), batch_size=100)
     namespace = {"model": TinyModule(), "train_loader": loader, "val_loader": loader}
     first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    short = first.replace("max_epochs=100", "max_epochs=2, accelerator='cpu', logger=False, enable_progress_bar=False")
+    short = first.replace("max_epochs=60", "max_epochs=2, accelerator='cpu', logger=False, enable_progress_bar=False")
     assert short != first
     exec(short, namespace)
     assert namespace["strategy"].round_index == 2

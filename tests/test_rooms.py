@@ -118,8 +118,22 @@ def test_private_names_of_lightning_are_in_the_compat_room_alone():
 
 
 def test_the_picture_of_the_rooms_is_up_to_date():
-    page = rooms.PAGE.read_text()
+    page, picture = rooms.PAGE.read_text(), rooms.PICTURE.read_text()
+    imports = rooms.room_imports(rooms.module_imports())
     assert rooms.updated(page) == page, "run `python docs/rooms.py`"
+    assert rooms.picture(imports) == picture, "run `python docs/rooms.py`"
+    assert all(f">{room}</text>" in picture for room in rooms.ROOMS)
+    assert picture.count("l4 7l4 -7") == len(rooms.arrows(imports))  # an arrow's head each
+
+
+def test_an_arrow_that_follows_from_two_others_is_left_out_and_rows_go_down():
+    imports = {room: [] for room in rooms.ROOMS}
+    imports |= {"strategy": ["server", "core"], "server": ["core"], "callbacks": ["_compat"]}
+    edges = rooms.arrows(imports)
+    assert edges == [("strategy", "server"), ("callbacks", "_compat"), ("server", "core")]
+    row = rooms.rows(edges)
+    assert (row["strategy"], row["callbacks"], row["_compat"]) == (0, 0, 1)
+    assert (row["server"], row["core"]) == (2, 3)  # below the bar
 
 
 def test_the_architecture_page_names_files_that_exist():

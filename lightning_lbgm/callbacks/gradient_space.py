@@ -103,7 +103,7 @@ class GradientSpaceCallback(Callback):
     def space(self) -> GradientSpace:
         """The gradients and their inner products, on the process of rank 0."""
         if self._space is None:
-            raise RuntimeError("There are no gradients before a fit has begun, and none on other ranks than 0.")
+            raise RuntimeError("There are no gradients before a fit has begun: ask on rank 0, and after `fit`.")
         return self._space
 
     # Hooks

@@ -83,9 +83,10 @@ class ObjectiveTurn:
                 return
         # A list of its own: an item that is replaced counts as one that is changed in place.
         corrected = list(gradients)
-        if self.objective.correct(corrected, self._parameters, self._start, self._state) is not None:
+        if (returned := self.objective.correct(corrected, self._parameters, self._start, self._state)) is not None:
             raise TypeError(
-                f"`{type(self.objective).__name__}.correct` must change the gradients in place and return None."
+                f"`{type(self.objective).__name__}.correct` must change the gradients in place and return None, as"
+                f" with `torch._foreach_add_`; it returned a {type(returned).__name__}."
             )
         if scale is not None:
             torch._foreach_mul_(corrected, scale)

@@ -51,7 +51,10 @@ class FlatParameters:
                     f"Parameter {name!r} is not initialised yet. Run one forward pass of the lazy module before `fit`."
                 )
             if parameter.is_complex():
-                raise ValueError(f"Parameter {name!r} is complex ({parameter.dtype}): only real ones can be federated.")
+                raise ValueError(
+                    f"Parameter {name!r} is complex ({parameter.dtype}): only real ones can be federated. Keep its real"
+                    " and imaginary part in a real parameter, and take `torch.view_as_complex` of it."
+                )
         if not trainable:
             raise ValueError("The module has no trainable parameter: set `requires_grad=True` on what is to be learnt.")
         named = trainable if apart is None else [(name, p) for name, p in trainable if not apart(name, p)]
@@ -68,7 +71,10 @@ class FlatParameters:
         self.dtype = functools.reduce(torch.promote_types, (p.dtype for p in self.parameters), torch.float32)
         devices = {parameter.device for parameter in self.parameters}
         if len(devices) > 1:
-            raise ValueError(f"The trainable parameters lie on several devices: {sorted(map(str, devices))}.")
+            raise ValueError(
+                f"The trainable parameters lie on several devices: {sorted(map(str, devices))}. Leave the whole module"
+                " to the Trainer, which moves it to one: a client is trained on one device."
+            )
         self.device = devices.pop()
         self._dtypes = tuple(parameter.dtype for parameter in self.parameters)
         self._views: dict[int, tuple[Tensor, list[Tensor]]] = {}

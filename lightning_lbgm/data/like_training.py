@@ -89,7 +89,10 @@ def deal_like_training(
             f" the training set: {error} Or pass a dataset for each client, as `data=[dataset_0, dataset_1, ...]`."
         ) from error
     if len(parts) != num_clients:
-        raise ValueError(f"{partitioner!r} made {len(parts)} parts of the validation set for {num_clients} clients.")
+        raise ValueError(
+            f"{partitioner!r} made {len(parts)} parts of the validation set for {num_clients} clients. Pass a dataset"
+            " for each client instead, as `ClientEvaluation(data=[dataset_0, dataset_1, ...])`."
+        )
     return [torch.as_tensor(np.sort(np.asarray(part, dtype=np.int64))) for part in parts]
 
 

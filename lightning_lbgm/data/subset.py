@@ -32,7 +32,7 @@ class SampledSubset(Subset[Any]):
         if positions.size and not 0 <= positions.min() <= positions.max() < size:
             raise ValueError(
                 f"The training DataLoader's sampler gives indices from {positions.min()} to {positions.max()}, but its"
-                f" dataset has the examples 0 to {size - 1}."
+                f" dataset has the examples 0 to {size - 1}: make the sampler of the length of this dataset."
             )
         super().__init__(dataset, positions.tolist())
         self.positions: Tensor = torch.from_numpy(positions)

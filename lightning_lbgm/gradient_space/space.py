@@ -217,7 +217,7 @@ class GradientSpace:
     def _analysis(self) -> tuple[Array, Array, Array]:
         """Return the Gram matrices, centred ones and products between the two, each ``(1 + L, T, T)``."""
         if self.count == 0:
-            raise ValueError("No gradient was added yet.")
+            raise ValueError("No gradient was added yet: call `add` with that of each epoch first.")
         if self._analysed is None:
             layers, sums = self._grams(), np.stack(self._sums, 1)
             stack = np.concatenate((layers.sum(0, keepdims=True), layers))

@@ -43,7 +43,7 @@ def dtype_code(dtype: torch.dtype) -> int:
     for code, known in DTYPES.items():
         if known == dtype:
             return code
-    raise TypeError(f"Values of {dtype} cannot be sent; known are {list(DTYPES.values())}.")
+    raise TypeError(f"Values of {dtype} cannot be sent: convert them to one of {list(DTYPES.values())}.")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -59,7 +59,10 @@ def make_partitions(dataset: Dataset[Any], num_clients: int, partitioner: Partit
         )
     parts = partitioner.partition(dataset, num_clients, np.random.default_rng(derive_seed(seed, "partition")))
     if len(parts) != num_clients:
-        raise ValueError(f"{partitioner!r} made {len(parts)} partitions for `num_clients={num_clients}`.")
+        raise ValueError(
+            f"{partitioner!r} made {len(parts)} partitions for `num_clients={num_clients}`: let `partition` return one"
+            " array of indices for each client."
+        )
     partitions = [_as_indices(part, num_examples, partitioner) for part in parts]
     empty = [client_id for client_id, part in enumerate(partitions) if len(part) == 0]
     if empty:
@@ -78,7 +81,10 @@ def _as_indices(part: Any, num_examples: int, partitioner: Partitioner) -> Tenso
             f" the shape {indices.shape} and the dtype {indices.dtype}."
         )
     if indices.size and not 0 <= indices.min() <= indices.max() < num_examples:
-        raise ValueError(f"{partitioner!r} must return indices from 0 to {num_examples - 1}; got {indices}.")
+        raise ValueError(
+            f"{partitioner!r} must return indices of the {num_examples} training examples, 0 to {num_examples - 1};"
+            f" got {indices.min()} to {indices.max()}."
+        )
     return torch.as_tensor(np.sort(indices.astype(np.int64)))
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -18,7 +19,7 @@ from mlflow import MlflowClient
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial, TrialState, create_trial
 
-from recipes.tuning.__main__ import main, parse
+from recipes.tuning.__main__ import main, parse, run_inside
 from recipes.tuning.report import draw_trials, table
 from recipes.tuning.space import FIRST, suggest
 
@@ -41,6 +42,7 @@ def base(tmp_path, monkeypatch):
     """Write the base config into a folder and go there."""
     monkeypatch.chdir(tmp_path)
     Path("base.yaml").write_text(yaml.safe_dump(BASE))
+    return tmp_path
 
 
 def tune(folder, *args):
@@ -187,10 +189,24 @@ def test_if_all_fail_it_gives_up_and_says_why(first, tmp_path):
     assert (
         len(re.findall(r"^trial 00\d failed: RuntimeError: ordered to fail \(log: .*\)$", printed, re.MULTILINE)) == 3
     )
-    assert "0 trials, 0 of them" in printed
+    assert "No trial succeeded." in printed
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("failing").experiment_id])
     assert [run.info.status for run in runs] == ["FAILED"] * 4
+
+    assert tune(tmp_path, *args[1:], "--trials", "1")[0] == 0  # mended, it begins anew
+    assert study_in(tmp_path).trials[0].state == TrialState.COMPLETE
+
+
+def test_what_the_entry_said_last_is_the_reason(base, monkeypatch):
+    Path("refuses.py").write_text(
+        "import sys\nprint(sys.argv[1:])\nprint('no such setting', file=sys.stderr)\nsys.exit(2)"
+    )
+    monkeypatch.syspath_prepend(base)
+    child = SimpleNamespace(log=Path("logs/a.log"), arguments=["fit", "--x=1"])
+    with pytest.raises(RuntimeError, match="`python -m refuses` ended with 'no such setting'"):
+        run_inside("refuses", child)
+    assert child.log.read_text() == "['fit', '--x=1']\nno such setting\n"
 
 
 # What is reported

@@ -49,7 +49,7 @@ class Tuning:
         options: Options of all trials.
 
     Raises:
-        ValueError: If the folder has a study of other settings.
+        ValueError: If the folder has trials of other settings.
     """
 
     def __init__(self, namespace: argparse.Namespace, options: Sequence[str]) -> None:
@@ -57,14 +57,28 @@ class Tuning:
         self.output.mkdir(parents=True, exist_ok=True)
         self.tracking_uri = namespace.tracking_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.client = MlflowClient(self.tracking_uri)
-        self.study = optuna.create_study(
-            study_name="tuning",
-            storage=f"sqlite:///{self.output / 'optuna.db'}",
-            directions=["minimize" if is_lower_better(namespace.metric) else "maximize", "minimize"],
-            load_if_exists=True,
-        )
+        self.study = self._open_study()
         self.study.sampler = self._sampler()
         self.parent = self._open_parent()
+
+    def _open_study(self) -> optuna.Study:
+        storage, name = f"sqlite:///{self.output / 'optuna.db'}", "tuning"
+        directions = ["minimize" if is_lower_better(self.args.metric) else "maximize", "minimize"]
+        texts = [self.args.base.read_text(), self.args.entry, self.args.metric, self.args.lr, *self.options]
+        fingerprint = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        if (self.output / "optuna.db").is_file() and name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=name, storage=storage)
+            if study.user_attrs.get("fingerprint") == fingerprint:
+                return study
+            if study.get_trials(states=(TrialState.COMPLETE,)):
+                raise ValueError(
+                    f"{self.output} has a study with another base, entry, metric, lr or other options, whose trials"
+                    " cannot be compared with new ones: pass another --output, or the same settings."
+                )
+            optuna.delete_study(study_name=name, storage=storage)  # nothing has succeeded: mended, it begins anew
+        study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+        study.set_user_attr("fingerprint", fingerprint)
+        return study
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         # Another seed each time that it is opened, else a study that goes on would draw what it has drawn before.
@@ -75,17 +89,9 @@ class Tuning:
         return optuna.samplers.TPESampler(seed=seed, constant_liar=self.args.jobs > 1)
 
     def _open_parent(self) -> Run:
-        known = self.study.user_attrs
-        texts = [self.args.base.read_text(), self.args.entry, self.args.metric, self.args.lr, *self.options]
-        fingerprint = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-        if known.get("fingerprint", fingerprint) != fingerprint:
-            raise ValueError(
-                f"{self.output} has a study with another base, entry, metric, lr or other options, whose trials cannot"
-                " be compared with new ones: pass another --output, or the same settings."
-            )
         artifacts = None if self.args.tracking_uri else self.output / "mlruns"
-        parent = open_parent(self.client, self.args.experiment, self.args.name, artifacts, known.get("parent"))
-        self.study.set_user_attr("fingerprint", fingerprint)
+        known = self.study.user_attrs.get("parent")
+        parent = open_parent(self.client, self.args.experiment, self.args.name, artifacts, known)
         self.study.set_user_attr("parent", parent.info.run_id)
         return parent
 
@@ -153,7 +159,7 @@ class Tuning:
         )
         trial.set_user_attr("run_id", child.run_id)
         try:
-            _run_inside(self.args.entry, child)
+            run_inside(self.args.entry, child)
             result = read_result(self.client, child.run_id, variant.name, metric, tail=self.args.tail)
             if not math.isfinite(result.last):
                 raise ValueError(f"{metric} is {result.last}")
@@ -183,7 +189,7 @@ class Tuning:
         return text
 
 
-def _run_inside(entry: str, child: ChildRun) -> None:
+def run_inside(entry: str, child: ChildRun) -> None:
     """Do what ``python -m ENTRY ARGUMENTS`` does, in this process, so that a trial does not wait for imports."""
     child.log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -199,7 +205,8 @@ def _run_inside(entry: str, child: ChildRun) -> None:
                 raise KeyboardInterrupt from end
             if end.code:
                 log.flush()
-                raise RuntimeError(f"`python -m {entry}` ended with {end.code}") from end
+                said = child.log.read_text().split("\n\n")[-1].strip().splitlines() or [f"exit code {end.code}"]
+                raise RuntimeError(f"`python -m {entry}` ended with {said[-1].strip()!r}") from end
 
 
 def _say(line: str) -> None:
@@ -271,12 +278,17 @@ def main(args: Sequence[str] | None = None) -> int:
             status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
-        raise
+        _say("Interrupted. The same command goes on with what is there.")
+        return 130
     finally:
         tuning.client.set_terminated(tuning.parent.info.run_id, status)
     for trial in failed:
         print(f"trial {trial.number:03d} failed: {trial.user_attrs['error']}")
-    print(f"{len(done)} trials, {len(tuning.study.best_trials) if done else 0} of them on the Pareto front.")
+    print(
+        f"{len(done)} trials, {len(tuning.study.best_trials)} of them on the Pareto front."
+        if done
+        else "No trial succeeded."
+    )
     print(f"Results: {tuning.output}")
     print(f"Runs:    mlflow ui --backend-store-uri {tuning.tracking_uri}   (parent {tuning.parent.info.run_id})")
     return 0 if done else 1

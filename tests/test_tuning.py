@@ -31,6 +31,9 @@ BASE = {
         "enable_checkpointing": False,
         "enable_model_summary": False,
         "logger": False,
+        "callbacks": [
+            {"class_path": "lightning_lbgm.LBGMCallback", "init_args": {"client_table": False, "figures": False}}
+        ],
         "strategy": {"class_path": "lightning_lbgm.LBGMFederated", "init_args": {"num_clients": 4, "local_epochs": 2}},
     },
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from importlib.metadata import packages_distributions
@@ -12,17 +13,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OWN = {"lightning_lbgm", "benchmarks", "recipes", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
-TOOLS = {"build", "mkdocs_material", "mkdocstrings", "mypy", "pytest_xdist", "ruff", "rich"}  # run, not imported
+TOOLS = {  # run, not imported
+    *("build", "ipykernel", "mkdocs_material", "mkdocstrings", "mypy", "nbclient", "pytest_xdist", "ruff", "rich")
+}
 
 
+@functools.cache
 def imported(folder):
-    """Yield the first part of every module that the files of a folder import, also within functions."""
+    """Return the first part of every module that a folder imports, also within functions, and a file that does."""
+    found = {}
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                yield from ((alias.name.split(".")[0], path) for alias in node.names)
+                found.update((alias.name.split(".")[0], path) for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                yield node.module.split(".")[0], path
+                found[node.module.split(".")[0]] = path
+    return found
+
+
+providers_of_modules = functools.cache(packages_distributions)  # reads the metadata of all that is installed
 
 
 def normalized(name):
@@ -38,9 +47,9 @@ def declared(*extras):
 
 def distributions(folder):
     """Return the distributions that a folder's files import: name to a file that does."""
-    providers = packages_distributions()
+    providers = providers_of_modules()
     found = {}
-    for module, path in imported(folder):
+    for module, path in imported(folder).items():
         if module not in sys.stdlib_module_names and module not in OWN:
             names = {normalized(name) for name in providers.get(module, [module])}
             # mlflow and its smaller halves come together; the one named like the module is meant.
@@ -50,7 +59,12 @@ def distributions(folder):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("lightning_lbgm", ()), ("recipes", ("cli", "ray")), ("benchmarks", ("cli",)), ("tests", ("cli", "dev"))],
+    [
+        ("lightning_lbgm", ()),
+        ("recipes", ("cli", "ray", "tuning")),
+        ("benchmarks", ("cli",)),
+        ("tests", ("cli", "dev", "tuning")),
+    ],
 )
 def test_what_is_imported_is_declared(folder, extras):
     missing = {name: path for name, path in distributions(folder).items() if name not in declared(*extras)}
@@ -62,4 +76,4 @@ def test_what_is_declared_is_imported():
     needed = set(distributions("lightning_lbgm")) | {"mlflow", "torchmetrics", "torchvision"}
     assert declared() <= needed
     everything = needed | {n for folder in ("recipes", "benchmarks", "tests") for n in distributions(folder)}
-    assert declared("cli", "dev", "ray") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}
+    assert declared("cli", "dev", "ray", "tuning") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}

@@ -24,11 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from recipes.compare.report import Result, draw, read_result, table, write_json_lines
-from recipes.compare.runs import ChildRun, finished_children, train
+from recipes.compare.runs import ChildRun, finished_children, open_parent, train
 from recipes.compare.variants import Variant, make_variants, with_seeds
 
 METHODS = Path(__file__).parent / "methods.yaml"
@@ -97,25 +96,11 @@ class Comparison:
         self.output.mkdir(parents=True, exist_ok=True)
         self.tracking_uri = namespace.tracking_uri or f"sqlite:///{self.output / 'mlflow.db'}"
         self.client = MlflowClient(self.tracking_uri)
-        self.parent = self._open_parent(namespace)
+        artifacts = None if namespace.tracking_uri else self.output / "mlruns"
+        self.parent = open_parent(self.client, namespace.experiment, namespace.name, artifacts, namespace.resume)
         self.run_ids: dict[str, str] = {}
         self.failed: dict[str, str] = {}
         self._lived_at = 0.0
-
-    def _open_parent(self, namespace: argparse.Namespace) -> Run:
-        """Make the parent run, or open the one to go on with; here the store's tables are made, before all others."""
-        client = self.client
-        if namespace.resume:
-            client.update_run(namespace.resume, status="RUNNING")
-            return client.get_run(namespace.resume)
-        experiment = client.get_experiment_by_name(namespace.experiment)
-        if experiment is not None:
-            experiment_id = experiment.experiment_id
-        else:
-            # The artifacts of a database of ours lie beside it; a server has its own place.
-            place = None if namespace.tracking_uri else (self.output / "mlruns").resolve().as_uri()
-            experiment_id = client.create_experiment(namespace.experiment, artifact_location=place)
-        return client.create_run(experiment_id, run_name=namespace.name)
 
     def run(self) -> list[Result]:
         """Train what is not there yet, and return the results of those that succeeded, in order."""

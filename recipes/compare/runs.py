@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from recipes.compare.variants import Variant
 
-__all__ = ["ChildRun", "finished_children", "train"]
+__all__ = ["ChildRun", "finished_children", "open_parent", "train"]
 
 _FINGERPRINT = "compare.fingerprint"
 _POLL_SECONDS = 0.2
@@ -37,6 +37,11 @@ class ChildRun:
         options: Further arguments of the command line.
         tracking_uri: The store's address.
         output: Folder of the config and of the log.
+
+    Attributes:
+        run_id: Its MLflow run.
+        log: File of what it prints.
+        arguments: What the entry is called with.
     """
 
     def __init__(
@@ -56,13 +61,14 @@ class ChildRun:
         self.log = output / "logs" / f"{variant.file_name}.log"
         self.begin = time.perf_counter()
         configs = [*variant.configs, *self._write_config(output / "configs", tracking_uri)]
-        self._command = [
-            *(sys.executable, "-m", entry, "fit"),
+        self.arguments = [
+            "fit",
             *(f"--config={path}" for path in configs),
             "--trainer.enable_progress_bar=false",
             *options,
             *variant.options,
         ]
+        self._command = [sys.executable, "-m", entry, *self.arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self._file: IO[bytes] | None = None
 
@@ -125,6 +131,30 @@ class ChildRun:
         if self._file is not None:
             self._file.close()
         self.client.set_terminated(self.run_id, "KILLED")
+
+
+def open_parent(
+    client: MlflowClient, experiment: str, name: str, artifacts: Path | None = None, resume: str | None = None
+) -> Run:
+    """Make a parent run, or open the one to go on with; here the store's tables are made, before all others.
+
+    Args:
+        client: The store.
+        experiment: Name of the experiment, which is made if it is not there.
+        name: The run's name.
+        artifacts: Folder of a new experiment's artifacts, for a database of ours; None: a server has its own place.
+        resume: Id of the run to go on with.
+    """
+    if resume is not None:
+        client.update_run(resume, status="RUNNING")
+        return client.get_run(resume)
+    found = client.get_experiment_by_name(experiment)
+    if found is not None:
+        experiment_id = found.experiment_id
+    else:
+        place = None if artifacts is None else artifacts.resolve().as_uri()
+        experiment_id = client.create_experiment(experiment, artifact_location=place)
+    return client.create_run(experiment_id, run_name=name)
 
 
 def finished_children(

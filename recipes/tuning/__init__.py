@@ -1,0 +1,1 @@
+"""A search for settings with accuracy and bytes as two objectives: see ``__main__.py``."""

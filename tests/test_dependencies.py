@@ -50,7 +50,12 @@ def distributions(folder):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("lightning_lbgm", ()), ("recipes", ("cli", "ray")), ("benchmarks", ("cli",)), ("tests", ("cli", "dev"))],
+    [
+        ("lightning_lbgm", ()),
+        ("recipes", ("cli", "ray", "llm")),
+        ("benchmarks", ("cli",)),
+        ("tests", ("cli", "llm", "dev")),
+    ],
 )
 def test_what_is_imported_is_declared(folder, extras):
     missing = {name: path for name, path in distributions(folder).items() if name not in declared(*extras)}
@@ -62,4 +67,4 @@ def test_what_is_declared_is_imported():
     needed = set(distributions("lightning_lbgm")) | {"mlflow", "torchmetrics", "torchvision"}
     assert declared() <= needed
     everything = needed | {n for folder in ("recipes", "benchmarks", "tests") for n in distributions(folder)}
-    assert declared("cli", "dev", "ray") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}
+    assert declared("cli", "dev", "llm", "ray") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}

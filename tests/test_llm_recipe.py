@@ -63,7 +63,16 @@ def test_the_recipe_end_to_end(tmp_path):
     root = os.environ.get("LBGM_DATA")
     if not root or not (Path(root) / "shakespeare" / "input.txt").is_file():
         pytest.skip("needs shakespeare/input.txt in the folder that LBGM_DATA names")
-    sizes = ["--clients=3", "--rounds=2", "--local-steps=3", f"--block-size={BLOCK}", "--rank=2", "--lr=0.01"]
+    sizes = [
+        "--clients=3",
+        "--rounds=2",
+        "--local-steps=3",
+        f"--block-size={BLOCK}",
+        "--rank=2",
+        "--lr=0.01",
+        "--width=32",
+    ]
+    sizes.append("--execution=sequential")  # what vectorized adapters come to is another test's
     results = main(
         [*sizes, "--pretrain-steps=40", "--method", "fedavg", "ternary-both", f"--data={root}", f"--output={tmp_path}"]
     )
@@ -73,7 +82,7 @@ def test_the_recipe_end_to_end(tmp_path):
     assert results["fedavg"].perplexity == pytest.approx(perplexity(adapted, texts), rel=1e-4)
     assert results["fedavg"].perplexity < 0.99 * before
     assert results["ternary-both"].perplexity < before
-    adapters = 2 * 2 * 20 * 64  # as above, 2 layers of width 64
+    adapters = 2 * 2 * 20 * 32  # as above, 2 layers of width 32
     assert results["fedavg"].uplink_bytes == results["fedavg"].downlink_bytes == 4 * adapters * 3 * 2
     assert results["ternary-both"].uplink_bytes < 0.2 * results["fedavg"].uplink_bytes
     assert results["ternary-both"].downlink_bytes < 0.6 * results["fedavg"].downlink_bytes  # round 1 has it in full

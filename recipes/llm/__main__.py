@@ -198,6 +198,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Result]:
     args = parser.parse_args(arguments)
     if args.data is None:
         parser.error("name the folder that holds shakespeare/input.txt by --data or LBGM_DATA")
+    if args.model is not None and args.model.startswith(("/", ".", "~")) and not Path(args.model).is_dir():
+        parser.error(f"--model {args.model}: there is no such folder")
     args.output.mkdir(parents=True, exist_ok=True)
     tracking_uri = f"sqlite:///{args.output / 'mlflow.db'}"
 

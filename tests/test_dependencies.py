@@ -61,9 +61,9 @@ def distributions(folder):
     ("folder", "extras"),
     [
         ("lightning_lbgm", ()),
-        ("recipes", ("cli", "ray", "tuning")),
+        ("recipes", ("cli", "llm", "ray", "tuning")),
         ("benchmarks", ("cli",)),
-        ("tests", ("cli", "dev", "tuning")),
+        ("tests", ("cli", "dev", "llm", "tuning")),
     ],
 )
 def test_what_is_imported_is_declared(folder, extras):
@@ -76,4 +76,4 @@ def test_what_is_declared_is_imported():
     needed = set(distributions("lightning_lbgm")) | {"mlflow", "torchmetrics", "torchvision"}
     assert declared() <= needed
     everything = needed | {n for folder in ("recipes", "benchmarks", "tests") for n in distributions(folder)}
-    assert declared("cli", "dev", "ray", "tuning") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}
+    assert declared("cli", "dev", "llm", "ray", "tuning") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}

@@ -42,7 +42,8 @@ _COMPARED_FIRST = 8  # clients, spread over the chunk: what is wrong may show in
 _CPU_MAX_PARAMETERS = 1_000_000
 _ACCELERATOR_BYTES = 4 * 2**30
 _ACCELERATOR_MAX_CHUNK = 256
-_COPIES = 4  # of the parameters that a client needs: themselves, the gradient, two of an optimizer such as Adam
+_COPIES = 4  # of the parameters that a client needs: themselves, the gradient, two of an optimizer such as Adam.
+# Of frozen ones it needs none, but activations, which grow with them and are not known.
 _SLOW_ON_CPU = (_ConvNd, nn.RNNBase, nn.MultiheadAttention)
 
 
@@ -95,14 +96,13 @@ class Execution:
         """
         flat, optimizer = federation.flat, local_loop.optimizer
         personal = list(federation.buffers.personal().values())
-        num_trained = flat.num_parameters + sum(parameter.numel() for parameter in personal)
         if self._flat is not flat:
             self._flat, self._update, self._chunks, self._obstacle = flat, flat.empty(), None, None
             self._announced = False
         sequential = SequentialTrainer(local_loop, flat, federation.buffers, self._update)
         if self.mode == "sequential" or self._obstacle is not None:
             return sequential
-        if self.mode == "auto" and not _pays(module, flat.device, num_trained):
+        if self.mode == "auto" and not _pays(module, flat.device):
             return sequential
         obstacle = find_obstacle(trainer, module, optimizer, flat, personal)
         if obstacle is not None:
@@ -131,7 +131,7 @@ class Execution:
             objective,
             None if local_loop.alternation is None else local_loop.alternation.steps,
         )
-        chunk_size = self.chunk_size or _default_chunk_size(flat, num_trained)
+        chunk_size = self.chunk_size or _default_chunk_size(module, flat)
         wary = Wary(
             compare=self._num_to_compare(federation.round_index),
             may_draw=self.mode == "vectorized",
@@ -215,7 +215,7 @@ def find_obstacle(
     return None
 
 
-def _pays(module: nn.Module, device: torch.device, num_trained: int) -> bool:
+def _pays(module: nn.Module, device: torch.device) -> bool:
     """Whether vectorised clients are likely to be faster.
 
     On a CPU they save the overhead of small operations. Where the operations themselves take the time, they save
@@ -225,12 +225,17 @@ def _pays(module: nn.Module, device: torch.device, num_trained: int) -> bool:
     if device.type != "cpu":
         return True
     refused = (*_SLOW_ON_CPU, _DropoutNd)
-    return num_trained < _CPU_MAX_PARAMETERS and not any(isinstance(m, refused) for m in module.modules())
+    return _num_parameters(module) < _CPU_MAX_PARAMETERS and not any(isinstance(m, refused) for m in module.modules())
 
 
-def _default_chunk_size(flat: FlatParameters, num_trained: int) -> int:
+def _num_parameters(module: nn.Module) -> int:
+    """Return the size of the model: frozen parameters, as below adapters, make operations and activations large too."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _default_chunk_size(module: nn.Module, flat: FlatParameters) -> int:
     if flat.device.type == "cpu":
         return _CPU_CHUNK
     itemsize = torch.empty((), dtype=flat.dtype).element_size()
-    fitting = _ACCELERATOR_BYTES // (_COPIES * num_trained * itemsize)
+    fitting = _ACCELERATOR_BYTES // (_COPIES * _num_parameters(module) * itemsize)
     return max(1, min(_ACCELERATOR_MAX_CHUNK, fitting))

@@ -411,8 +411,9 @@ def test_a_metric_for_validation_is_no_obstacle(fit):
         (fcn, None, True),
         (cnn, IMAGES, False),
         (lambda: nn.Sequential(nn.Linear(6, 10**6), nn.Linear(10**6, 3)), None, False),
+        (lambda: nn.Sequential(nn.Linear(6, 3 * 10**5).requires_grad_(False), nn.Linear(3 * 10**5, 3)), None, False),
     ],
-    ids=["small", "convolutions", "large"],
+    ids=["small", "convolutions", "large", "small on a large frozen base"],
 )
 def test_auto_vectorizes_on_a_cpu_what_is_small_and_without_convolutions(fit, net, dataset, vectorized, caplog):
     settings = {"local_steps": 1, "uplink": [], "trainer": {"max_epochs": 1}}

@@ -510,3 +510,14 @@ def test_a_run_saves_uplink_and_learns(fit, rank):
     assert losses[-1] < 0.6 * losses[0]
     assert float(trainer.callback_metrics["val/acc"]) >= float(plain.callback_metrics["val/acc"]) - 0.1
     assert not math.isnan(float(trainer.callback_metrics["lbgm/lbp_error_mean"]))
+
+
+def test_coefficients_that_cost_more_than_the_update_are_not_sent():
+    # 6 rows of 2 numbers, as in a low-rank adapter: of 2 LBGs that is 12 coefficients for 12 numbers, of 3 it is 18.
+    chain = as_chain(LookBack(0.5, rank=3, rowwise=True, max_age=1))
+    state, layout = chain.init(), Layout([(6, 2)])
+    across, along = torch.tensor([1.0, 0.0]).repeat(6), torch.tensor([0.0, 1.0]).repeat(6)
+    updates = [across, along, across + along, across - along, 2 * across + along]
+    sent = [chain.encode(Dense(update, layout), state) for update in updates]
+    assert [encoded.decision.recycled for encoded in sent] == [(False,), (False,), (True,), (False,), (False,)]
+    assert [encoded.payload.num_bits for encoded in sent] == [12 * 32] * 5

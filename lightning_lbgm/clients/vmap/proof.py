@@ -76,25 +76,40 @@ class Proof:
             capture.replay(result.log, position)
             at_once = self._turn(self._chunks.update_of(result, position, client_id, self._start.params))
             alone = self._alone(client_id, batches, self._start, seed)
-            nudged = replace(self._start, params=nudge(self._start.params))
             difference = find_difference(
                 at_once,
                 alone,
                 (*flat.names, *personal),
                 (*flat.views(self._start.params), *start),
-                lambda start=nudged, k=client_id, drawn=batches: self._alone(k, drawn, start, seed),  # type: ignore[misc]
+                lambda k=client_id, drawn=batches: self._alone(k, drawn, self._nudged(), seed, check=False),  # type: ignore[misc]
             )
             if difference is not None:
                 raise ComesOutDifferent(
                     f"trained at once and alone, client {client_id} comes out different: {difference}"
                 )
 
-    def _alone(self, client_id: int, batches: Sequence[LocalBatch], start: RoundStart, seed: int | None) -> Turn:
+    def _nudged(self) -> RoundStart:
+        """Return a start whose parameters differ in their last bit, also the frozen ones, which round sums as well."""
+        start, parameters = self._start, self._chunks.module.named_parameters()
+        frozen = {
+            name: nudge(parameter.detach().reshape(-1)).view_as(parameter)
+            for name, parameter in parameters
+            if not parameter.requires_grad and parameter.is_floating_point()
+        }
+        return replace(
+            start,
+            params=nudge(start.params),
+            own_buffers=lambda client_id: {**frozen, **(start.own_buffers(client_id) or {})} or None,
+        )
+
+    def _alone(
+        self, client_id: int, batches: Sequence[LocalBatch], start: RoundStart, seed: int | None, check: bool = True
+    ) -> Turn:
         # Copies: a step may write to its batch.
         copies = [LocalBatch(tree_map(_copy, data), size) for data, size in batches]
         try:
             turn = self._turn(self._sequential.train_client(self._round_index, client_id, copies, start, seed))
-            alone_changes = self._sequential.changed_in_module(frozen_only=True)
+            alone_changes = self._sequential.changed_in_module(frozen_only=True) if check else None
         finally:
             kept = self._reached.restore()
             self._sequential.load(self._start)

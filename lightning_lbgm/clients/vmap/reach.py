@@ -30,6 +30,7 @@ from lightning_lbgm.clients.vmap.remembered import (
     cell_content,
     generator_state,
     is_descriptor,
+    items_of,
     restore,
 )
 
@@ -116,8 +117,9 @@ class ReachedState:
         if isinstance(value, (tuple, frozenset)):
             return _items(path, enumerate(value))
         if isinstance(value, dict):
-            self._add(path, value, dict(value))
-            return itertools.chain(_items(path, value.items()), self._attributes(path, value))
+            held = dict(items_of(value))
+            self._add(path, value, held)
+            return itertools.chain(_items(path, held.items()), self._attributes(path, value))
         if isinstance(value, set):
             self._add(path, value, set(value))
             return []

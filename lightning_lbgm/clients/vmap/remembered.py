@@ -6,6 +6,8 @@ import array
 import operator
 import random
 import types
+from collections import OrderedDict
+from collections.abc import ItemsView
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ __all__ = [
     "cell_content",
     "generator_state",
     "is_descriptor",
+    "items_of",
     "restore",
 ]
 
@@ -156,10 +159,9 @@ def _restore_container(container: Any, saved: Any) -> bool:
     if len(container) == len(saved):
         if isinstance(container, dict):
             # Most often nothing has changed, and this is fast for a large one.
-            same = all(map(operator.is_, container, saved)) and all(
-                map(operator.is_, container.values(), saved.values())
-            )
-            same = same or all(key in saved and _same(value, saved[key]) for key, value in container.items())
+            now = dict(items_of(container))
+            same = all(map(operator.is_, now, saved)) and all(map(operator.is_, now.values(), saved.values()))
+            same = same or all(key in saved and _same(value, saved[key]) for key, value in now.items())
         elif isinstance(container, set):
             same = container == saved
         else:
@@ -170,6 +172,11 @@ def _restore_container(container: Any, saved: Any) -> bool:
     container.clear()
     container.update(saved) if isinstance(container, (dict, set)) else container.extend(saved)
     return True
+
+
+def items_of(container: dict[Any, Any]) -> ItemsView[Any, Any]:
+    """Return what a dict holds, past methods of a subclass that make something new of it at each access."""
+    return (OrderedDict if isinstance(container, OrderedDict) else dict).items(container)
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -196,7 +196,11 @@ class LookBack(Stage):
         if update.is_zero():
             return 0.0, [0.0] * self._span.count(basis, update.layout) if may_recycle and update.size else None
         error, coefficients = self._span.fit(basis, products, update)
-        return error, coefficients if may_recycle and error <= threshold and len(coefficients) else None
+        if not (may_recycle and error <= threshold and len(coefficients)):
+            return error, None
+        if self.rowwise and 8 * update.dtype.itemsize * len(coefficients) > update.num_bits:
+            return error, None  # rows as short as those of low-rank adapters: the update itself is less to send
+        return error, coefficients
 
     def _refresh(self, lbgs: dict[int, Basis], index: int, update: Payload, products: Any) -> None:
         """Let an update that went in full become an LBG, by its ``dots`` with those that there are."""

@@ -385,6 +385,49 @@ def test_a_read_of_state_is_no_obstacle(tmp_path, caplog):
     assert_right(tmp_path, StateModule, caplog)
 
 
+class MadeAtEachAccess(collections.OrderedDict):
+    """Holds classes, and gives a new object at each access, as libraries keep their activation functions."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key)()
+
+
+ACTIVATIONS = MadeAtEachAccess(tanh=nn.Tanh)
+
+
+def test_a_container_that_makes_its_items_is_no_obstacle(tmp_path, caplog):
+    class Activated(Module):
+        def extra(self, loss, batch):
+            return loss + ACTIVATIONS["tanh"](loss)
+
+    assert_right(tmp_path, Activated, caplog)
+
+
+def test_rounding_in_frozen_layers_is_no_difference(tmp_path, caplog):
+    class Adapter(Module):
+        """A linear layer after a frozen one whose terms nearly cancel, so that little is left of their digits."""
+
+        def prepare(self):
+            self.net = nn.Linear(6, 3)
+            self.base, self.narrow = nn.Linear(6, 4096), nn.Linear(4096, 6)
+            with torch.no_grad():
+                self.base.weight[2048:], self.base.bias[2048:] = self.base.weight[:2048], self.base.bias[:2048]
+                self.narrow.weight[:, 2048:] = -self.narrow.weight[:, :2048] * (1 + 3e-3 * torch.randn(6, 2048))
+                self.narrow.weight *= 300
+            self.base.requires_grad_(False)
+            self.narrow.requires_grad_(False)
+
+        def forward(self, x):
+            inner, weight = self.base(x), self.narrow.weight
+            if torch._C._functorch.is_batchedtensor(inner):  # sums in another order, as other kernels do
+                inner, weight = inner.flip(-1), weight.flip(-1)
+            return self.net(F.linear(inner, weight, self.narrow.bias))
+
+    with caplog.at_level(logging.INFO):
+        train(tmp_path, Adapter(), "vectorized")
+    assert "are trained at once" in caplog.text
+
+
 def test_a_step_that_keeps_state_only_later(tmp_path, caplog):
     class Late(StateModule):
         place = "object"

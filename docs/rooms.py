@@ -26,6 +26,7 @@ BELOW = (
     "compression",
     "payloads",
     "data",
+    "network",
     "gradient_space",
     "figures",
     "core",

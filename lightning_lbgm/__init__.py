@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         SizeSampler,
         UniformSampler,
     )
+    from lightning_lbgm.network import NetworkClock
     from lightning_lbgm.server import CoordinateMedian, FedAdam, FedAvgM, FedYogi, WeightedMean
     from lightning_lbgm.strategy.federated import LBGMFederated
 
@@ -71,6 +72,7 @@ __all__ = [
     "LayerRecycling",
     "LookBack",
     "NaturalPartitioner",
+    "NetworkClock",
     "PathologicalPartitioner",
     "PowerOfChoice",
     "PowerSGD",
@@ -96,6 +98,7 @@ _ROOMS = {
     "GradientSpaceCallback": "callbacks.gradient_space",
     "LBGMCallback": "callbacks.communication",
     "LBGMFederated": "strategy.federated",
+    "NetworkClock": "network",
     **dict.fromkeys(("SCAFFOLD", "FedDyn", "FedProx"), "clients"),
     **dict.fromkeys(("CoordinateMedian", "FedAdam", "FedAvgM", "FedYogi", "WeightedMean"), "server"),
     **dict.fromkeys(

@@ -72,5 +72,8 @@ class Ledger:
         return self.uplink_bits / _FLOAT_BITS
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the totals as built-ins."""
-        return asdict(self)
+        """Return the totals as built-ins; without a clock there are no seconds, as in earlier versions."""
+        totals = asdict(self)
+        if not self.seconds:
+            del totals["seconds"]
+        return totals

@@ -211,7 +211,7 @@ class Participation:
             clients = [client_id for client_id in clients if time_needed(feed, client_id, plan) <= self._most_seconds]
         if len(clients) > cohort_size:
             ties = client_chances(feed.seed, "arrival", round_index, feed.num_clients)
-            clients = sorted(clients, key=lambda client_id: (time_needed(feed, client_id, plan), ties[client_id]))
+            clients = sorted(clients, key=lambda k: (time_needed(feed, k, plan), feed.num_steps(k), ties[k]))
         return tuple(sorted(clients[:cohort_size]))
 
 

@@ -86,8 +86,8 @@ def make_networks(names: Sequence[str], compute: str, spread: float) -> list[Net
             networks.append(Network(path.stem, path.stem, NetworkClock(**{**settings, **loaded})))
         except TypeError as error:
             raise ValueError(f"--networks {name}: {error}") from error
-    if len({network.name for network in networks}) < len(networks):
-        raise ValueError(f"--networks must have different names; got {' '.join(names)}.")
+    if len({OWN, *(network.name for network in networks)}) <= len(networks):
+        raise ValueError(f"--networks must have different names, and none the name {OWN!r}; got {' '.join(names)}.")
     return networks
 
 

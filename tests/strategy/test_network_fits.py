@@ -130,11 +130,11 @@ def test_over_selection_takes_those_that_end_first_in_seconds(fit):
         (dropped,) = (client.client_id for client in report.dropped)
         assert dropped < min(cohort)
         assert seconds == needed[min(cohort)]  # that of the second of three
-    # With measured compute it cannot be told: by local steps, as without a clock.
+    # With measured compute it cannot be told: by local steps, as without a clock, and as among clients planned alike.
     rows = [{"uplink": BITS / seconds} for seconds in upload]
-    measured = clock(clients=rows, compute="measured")
-    _, _, times = run(fit, network=measured, clients_per_round=2, over_select=1.5, rounds=4)
-    assert all(report.dropped[0].client_id > max(cohort) for cohort, report in zip(times.cohorts, times.reports))
+    for network in (clock(clients=rows, compute="measured"), clock(compute=0)):
+        _, _, times = run(fit, network=network, clients_per_round=2, over_select=1.5, rounds=4)
+        assert all(report.dropped[0].client_id > max(cohort) for cohort, report in zip(times.cohorts, times.reports))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lightning_lbgm.core.rng import derive_seed
-from lightning_lbgm.core.validation import class_hint
 from lightning_lbgm.network.links import Link, Links
 from lightning_lbgm.network.presets import PRESETS
 from lightning_lbgm.network.table import COLUMNS, read_rows, rows_by_client
@@ -173,9 +172,10 @@ def as_network(value: Any) -> NetworkClock | None:
         return value
     if isinstance(value, str):
         return NetworkClock(preset=value)
+    hint = " NetworkClock is a class: write NetworkClock(...)." if value is NetworkClock else ""
     raise TypeError(
         "`network` must be a `NetworkClock(uplink='10 Mbit/s', downlink='50 Mbit/s')`, the name of a preset"
-        f" ({', '.join(PRESETS)}), or None; got {value!r}.{class_hint(value, NetworkClock)}"
+        f" ({', '.join(PRESETS)}), or None; got {value!r}.{hint}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class RoundTime:
     clients: Sequence[ClientTime]
     waited_until: float = 0.0
 
-    @property
+    @functools.cached_property
     def last(self) -> ClientTime | None:
         """The client that the server had last; of several the one with the smallest number. None if there is none."""
         return max(self.clients, key=lambda client: (client.seconds, -client.client_id), default=None)

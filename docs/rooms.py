@@ -28,6 +28,7 @@ BELOW = (
     "compression",
     "payloads",
     "data",
+    "network",
     "gradient_space",
     "figures",
     "core",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         SizeSampler,
         UniformSampler,
     )
+    from lightning_lbgm.network import NetworkClock
     from lightning_lbgm.server import CoordinateMedian, FedAdam, FedAvgM, FedYogi, WeightedMean
     from lightning_lbgm.strategy.federated import LBGMFederated
 
@@ -76,6 +77,7 @@ __all__ = [
     "LayerRecycling",
     "LookBack",
     "NaturalPartitioner",
+    "NetworkClock",
     "PartitionReport",
     "PathologicalPartitioner",
     "PowerOfChoice",
@@ -105,6 +107,7 @@ _ROOMS = {
     "LBGMCallback": "callbacks.communication",
     "PartitionReport": "callbacks.partition",
     "LBGMFederated": "strategy.federated",
+    "NetworkClock": "network",
     **dict.fromkeys(("SCAFFOLD", "FedDyn", "FedProx"), "clients"),
     **dict.fromkeys(("CoordinateMedian", "FedAdam", "FedAvgM", "FedYogi", "WeightedMean"), "server"),
     **dict.fromkeys(

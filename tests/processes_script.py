@@ -28,6 +28,7 @@ from lightning_lbgm import (
     ErrorFeedback,
     LBGMFederated,
     LookBack,
+    NetworkClock,
     PartitionReport,
     PowerOfChoice,
     TargetSavings,
@@ -221,6 +222,16 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
     results["turnout"] = run(folder, devices, TinyModule(), strategy, max_epochs=8)
     results["turnout"].pop("trainer")
     results["sampling"] = strategy._federation.sampling
+
+    # What rounds take on a network, and who is in time there, is the same on all ranks.
+    torch.manual_seed(3)
+    strategy = LBGMFederated(
+        num_clients=7, partitioner=DirichletPartitioner(0.5), clients_per_round=3, uplink=[TopK(0.5), LookBack(0.6)],
+        over_select=1.4, deadline="3 s", dropout=0.2, seed=2,
+        network=NetworkClock("1 kB/s", "2 kB/s", latency="40 ms", compute="0.2 s", spread=0.5),
+    )  # fmt: skip
+    results["network"] = run(folder, devices, TinyModule(), strategy, max_epochs=5)
+    results["network"].pop("trainer")
 
     # Each rank evaluates its own clients, some of which have not had a turn yet, with the buffers that they keep.
     torch.manual_seed(3)

@@ -193,6 +193,29 @@ def test_who_takes_part_comes_from_a_config(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_network_comes_from_a_config(tmp_path):
+    table = tmp_path / "clients.csv"
+    table.write_text("uplink,compute\n" + "1 MB/s,20 ms\n" * 6)
+    networks = [
+        "lte",
+        {"uplink": "1 MB/s", "downlink": 8e6, "latency": "40 ms", "compute": 0.02, "spread": 0.5},
+        {"preset": "home_broadband", "clients": str(table), "planned_uplink": 0.1},
+        {"class_path": "lightning_lbgm.NetworkClock", "init_args": {"downlink": 1e6, "clients": [{"uplink": 1e6}] * 6}},
+    ]
+    shown = []
+    for network, deadline in zip(networks, (None, "1 min", "30 s", 4)):
+        settings = {"num_clients": 6, "clients_per_round": 2, "seed": 0, "network": network, "deadline": deadline}
+        trained = run(tmp_path, {"class_path": "lightning_lbgm.LBGMFederated", "init_args": settings}).trainer.strategy
+        assert trained.ledger.seconds > 0
+        shown.append(trained.settings()["network"])
+    assert shown == [
+        "NetworkClock(preset='lte')",
+        "NetworkClock(uplink='1 MB/s', downlink=8000000.0, latency='40 ms', compute=0.02, spread=0.5)",
+        f"NetworkClock(clients='{table}', preset='home_broadband', planned_uplink=0.1)",
+        "NetworkClock(downlink=1000000.0, clients='<list>')",
+    ]
+
+
 @pytest.mark.parametrize(
     ("objective", "server_optimizer", "shown"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from mlflow import MlflowClient
 
 from lightning_lbgm import ClientEvaluation
 from recipes.compare.__main__ import METHODS, main, parse
-from recipes.compare.report import Result, draw, is_lower_better, read_result, table, write_json_lines
+from recipes.compare.report import Result, draw, is_lower_better, read_result, table, time_table, write_json_lines
 from recipes.compare.runs import ChildRun, finished_children, train
+from recipes.compare.times import Times, lasts, less, make_networks, reached
 from recipes.compare.variants import Variant, make_variants, with_seeds
 from recipes.paper.cli import main as paper
 
@@ -263,6 +265,75 @@ def test_several_seeds_are_one_row_and_one_curve():
     assert line.get_xydata() == pytest.approx(np.array([[8e3, 0.45], [22e3, 0.75]]))
 
 
+TIMES = {
+    "FedAvg": [3600.0, 7200.0, 10800.0],
+    "cheap": [600.0, 3600.0],
+}
+
+
+def timed(result):
+    return replace(result, seconds={"lte": TIMES[result.name]}, shares={"lte": [0.25, 0.25, 0.5]})
+
+
+def test_the_table_of_times_by_hand():
+    """All reach 0.75, the worst end: FedAvg between its first and second hour, which is when it was validated."""
+    lines = time_table([timed(FEDAVG), timed(CHEAP)], {"lte": "LTE"}).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == [
+        "method", "network", "to the end", "than FedAvg", "to 0.75", "than FedAvg", "download", "compute", "upload"
+    ]  # fmt: skip
+    assert cells[2] == ["FedAvg", "LTE", "3.0 h", "", "2.0 h", "", "25%", "25%", "50%"]
+    assert cells[3] == ["cheap", "LTE", "1.0 h", "2.0 h less", "1.0 h", "1.0 h less", "25%", "25%", "50%"]
+    (last,) = time_table([timed(FEDAVG), timed(CHEAP)], {"lte": "LTE"}, target=0.8).splitlines()[3:]
+    assert [cell.strip() for cell in last.split("|")][5:7] == ["never", ""]
+    assert len(time_table([FEDAVG, timed(CHEAP)], {"lte": "LTE"}).splitlines()) == 3
+
+
+def test_several_seeds_take_their_mean_time():
+    one = replace(timed(FEDAVG), seed=0)
+    two = replace(one, seed=1, seconds={"lte": [3600.0, 3600.0, 3600.0]})
+    assert re.search(r"\| LTE +\| +2.0 h \|", time_table([one, two], {"lte": "LTE"}))
+    (line,) = draw([one, two], {"lte": "LTE"})["metric_vs_hours_lte.png"].axes[0].lines
+    assert line.get_xydata() == pytest.approx(np.array([[1, 0.5], [1.5, 0.9], [2, 0.8]]))
+
+
+def test_times_are_shown_in_a_unit_that_fits():
+    assert [lasts(s) for s in (None, 0.25, 59.0, 90.0, 5400.0)] == ["never", "0.2 s", "59.0 s", "1.5 min", "1.5 h"]
+    assert [less(60.0, 3660.0), less(90.0, 60.0), less(5.0, 5.0), less(5.0, None)] == [
+        "1.0 h less",
+        "30.0 s more",
+        "",
+        "",
+    ]
+    curve = [(1.0, 0.9), (2.0, 0.5), (3.0, 0.7)]
+    assert [reached(curve, 0.7, True), reached(curve, 0.7, False), reached(curve, 0.4, True)] == [2.0, 1.0, None]
+    times = Times({2: 5.0, 4: 9.0}, [])
+    assert [times.at(step) for step in (0, 2, 3, 7)] == [0.0, 5.0, 5.0, 9.0]
+
+
+def test_networks_are_presets_or_files(files):
+    Path("slow.yaml").write_text("{uplink: 1 kB/s, downlink: 1 kB/s, compute: 2 s}")
+    lte, slow = make_networks(["lte", "slow.yaml"], "1 s", 0.5)
+    assert (lte.title, lte.clock.compute, lte.clock.spread) == ("LTE", "1 s", 0.5)
+    assert (slow.name, slow.clock.compute, slow.clock.spread) == ("slow", "2 s", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--networks", "5g"], "--networks 5g must be one of lte, home_broadband, data_centre, or a YAML file"),
+        (["--networks", "lte", "lte"], "--networks must have different names"),
+        (["--networks", "wrong.yaml"], "--networks wrong.yaml.*rate"),
+        (["--networks", "lte", "--compute", "quick"], "compute.*got 'quick'"),
+    ],
+)
+def test_wrong_networks_end_with_a_message(files, capsys, args, message):
+    Path("wrong.yaml").write_text("rate: 1")
+    with pytest.raises(SystemExit, match="2"):
+        parse(["--base", "base.yaml", *args])
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_each_variant_runs_with_each_seed():
     variants = with_seeds([Variant("a b", ()), Variant("c", ())], [3, 4])
     assert [(v.name, v.run_name, v.file_name, v.options) for v in variants[:2]] == [
@@ -405,6 +476,7 @@ def test_three_configs_two_at_a_time_one_of_which_fails_and_is_mended(files):
     methods = {"FedAvg": uplink(), "broken": {"model": {"fail_at": 2}}, "LBGM": LBGM}
     Path("methods.yaml").write_text(yaml.safe_dump(methods, sort_keys=False))
     args = ("--base", "base.yaml", "--methods", "methods.yaml", "--jobs", "2", "--trainer.max_epochs=5", "--seeds", "1")
+    args += ("--networks", "lte", "--compute", "1 s")
     done = compare(files, *args)
     assert done.returncode == 1, done.stderr
     assert "[3/3]" in done.stderr
@@ -425,11 +497,16 @@ def test_three_configs_two_at_a_time_one_of_which_fails_and_is_mended(files):
     assert fedavg["round"] == lbgm["round"] == [1, 2, 3, 4, 5]
     assert fedavg["uplink_bytes"] == [336.0 * n for n in range(1, 6)]
     assert lbgm["uplink_floats"] == [84.0 + 4 * n for n in range(5)]
+    # Two round trips of 46 ms, a step of a second, and 84 bytes at 21.7 and 7.4 Mbit/s.
+    seconds = 2 * 0.046 + 1 + 672 / 21.7e6 + 672 / 7.4e6
+    assert fedavg["seconds"]["lte"] == pytest.approx([seconds * n for n in range(1, 6)])
+    assert lbgm["seconds"]["lte"][-1] == pytest.approx(5 * seconds - 4 * 640 / 7.4e6)
+    assert re.search(r"FedAvg +\| LTE +\| +5.5 s", done.stdout)
     assert fedavg["value"][-1] == pytest.approx(runs["FedAvg, seed 1"].data.metrics["val/acc"])
     assert f"{(336 + 64) / (5 * 336):.1%} |" in done.stdout
     artifacts = {a.path for folder in (None, "figures") for a in client.list_artifacts(parent.info.run_id, folder)}
     assert artifacts == {
-        "results.jsonl", "table.md", "figures",
+        "results.jsonl", "table.md", "times.md", "figures", "figures/metric_vs_hours_lte.png",
         "figures/metric_vs_rounds.png", "figures/metric_vs_uplink.png", "figures/metric_vs_total.png",
     }  # fmt: skip
 

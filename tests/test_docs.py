@@ -39,12 +39,14 @@ def test_the_metrics_page_lists_what_is_logged():
     from lightning_lbgm.callbacks.advice import Advice
     from lightning_lbgm.callbacks.communication import round_metrics
     from lightning_lbgm.compression import Decision, as_chain
+    from lightning_lbgm.network import RoundTime
     from lightning_lbgm.reports.ledger import Ledger
     from lightning_lbgm.reports.reports import Broadcast, RoundReport
 
     advice = Advice()
     advice.begin(as_chain(LookBack()), {"clients_per_round": 1, "num_clients": 2}, anew=True)
-    report = RoundReport(0, (), 0.0, broadcast=Broadcast(decision=Decision((True,), (0.1,), (1.0,))), num_available=1)
+    broadcast = Broadcast(decision=Decision((True,), (0.1,), (1.0,)))
+    report = RoundReport(0, (), 0.0, broadcast=broadcast, num_available=1, time=RoundTime(()))
     logged = {*round_metrics(report, Ledger()), *advice.observe(report)}
-    listed = set(re.findall(r"^\| `((?:comm|lbgm|fl)/\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
+    listed = set(re.findall(r"^\| `((?:comm|lbgm|fl|time)/\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
     assert logged == listed

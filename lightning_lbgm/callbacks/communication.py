@@ -21,7 +21,12 @@ from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.compression.methods.error_feedback import ErrorFeedback
 from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
-from lightning_lbgm.figures.communication import draw_lbp_errors, draw_metric_against_total, draw_metric_against_uplink
+from lightning_lbgm.figures.communication import (
+    draw_lbp_errors,
+    draw_metric_against_time,
+    draw_metric_against_total,
+    draw_metric_against_uplink,
+)
 from lightning_lbgm.reports.history import ErrorMap
 from lightning_lbgm.reports.metrics import client_rows, round_metrics
 from lightning_lbgm.reports.reports import RoundReport
@@ -45,7 +50,8 @@ class LBGMCallback(WritingCallback):
 
     With an ``MLFlowLogger``: the resolved settings as params ``federated/...``, the table
     ``federated/clients.json`` with one row for each client and round, and at the end the figures
-    ``figures/metric_vs_uplink.png``, ``figures/metric_vs_total.png`` (both directions) and ``figures/lbp_error.png``.
+    ``figures/metric_vs_uplink.png``, ``figures/metric_vs_total.png`` (both directions), ``figures/lbp_error.png``, and
+    with a ``NetworkClock`` ``figures/metric_vs_hours.png``.
     With another logger the table (``clients.csv``) and the figures go to the run's folder, and with none the figures go
     to ``trainer.default_root_dir``.
 
@@ -73,6 +79,7 @@ class LBGMCallback(WritingCallback):
         self.figures = figures
         self._curve = MetricCurve(monitor)  # over uplink bytes so far
         self._total_curve = MetricCurve(monitor)  # over those of both directions
+        self._time_curve = MetricCurve(monitor)  # over the seconds of a clock
         self._errors = ErrorMap()
         self._advice = Advice()
         self._warned_of_rejection = False
@@ -85,6 +92,7 @@ class LBGMCallback(WritingCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
             self._curve, self._total_curve = MetricCurve(self.monitor), MetricCurve(self.monitor)
+            self._time_curve = MetricCurve(self.monitor)
             self._errors = ErrorMap()
         self._warned_of_rejection = False
 
@@ -140,6 +148,8 @@ class LBGMCallback(WritingCallback):
         if not self.figures:
             return self._advice.state_dict()
         curves = {**self._curve.state_dict(), "total": self._total_curve.state_dict()}
+        if self._time_curve.metric is not None:
+            curves["time"] = self._time_curve.state_dict()
         return {**self._advice.state_dict(), **curves, "lbp_errors": self._errors.state_dict()}
 
     @override
@@ -150,6 +160,8 @@ class LBGMCallback(WritingCallback):
         self._curve.load_state_dict(state_dict)
         if "total" in state_dict:  # not in checkpoints of earlier versions
             self._total_curve.load_state_dict(state_dict["total"])
+        if "time" in state_dict:
+            self._time_curve.load_state_dict(state_dict["time"])
         if "lbp_errors" in state_dict:
             self._errors.load_state_dict(state_dict["lbp_errors"])
         else:  # a checkpoint of version 0.1
@@ -178,6 +190,9 @@ class LBGMCallback(WritingCallback):
             ledger = strategy_of(trainer).ledger
             self._curve.add(trainer, ledger.uplink_bits / 8)
             self._total_curve.add(trainer, ledger.total_bits / 8)
+            report = strategy_of(trainer).last_report
+            if report is not None and report.time is not None:
+                self._time_curve.add(trainer, ledger.seconds)
 
     def _finish(self, trainer: pl.Trainer) -> None:
         """Draw, and send all that is waiting, of a fit that has begun a round."""
@@ -191,11 +206,13 @@ class LBGMCallback(WritingCallback):
 
     def _drawings(self, threshold: float | None) -> dict[str, Callable[[], Figure]]:
         drawings: dict[str, Callable[[], Figure]] = {}
-        points, metric = self._curve.points(), self._curve.metric
+        points, metric = self._curve.points(), self._curve.metric or self._time_curve.metric
         if points and metric is not None:
             totals = self._total_curve.points()
             drawings["metric_vs_uplink.png"] = lambda: draw_metric_against_uplink({"run": points}, metric)
             drawings["metric_vs_total.png"] = lambda: draw_metric_against_total({"run": totals}, metric)
+        if times := self._time_curve.points():
+            drawings["metric_vs_hours.png"] = lambda: draw_metric_against_time({"run": times}, str(metric))
         if len(self._errors):
             cell = (self._errors.round_stride, self._errors.client_stride)
             drawings["lbp_error.png"] = partial(draw_lbp_errors, *self._errors.cells(), threshold, cell=cell)

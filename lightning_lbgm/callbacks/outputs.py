@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _PLAIN_NAMES = ("val/acc", "val_acc", "val/accuracy", "val_accuracy", "val/loss", "val_loss")
-_OUR_PREFIXES = ("comm/", "lbgm/", "fl/", "convergence/", "gradient_space/", "partition/")
+_OUR_PREFIXES = ("comm/", "lbgm/", "fl/", "convergence/", "gradient_space/", "partition/", "time/")
 
 
 def writes_files(trainer: pl.Trainer) -> bool:

@@ -11,6 +11,7 @@ from lightning_lbgm.data.access import BatchAccessError, NotABatch
 from lightning_lbgm.data.feed import Feed, LocalBatch
 from lightning_lbgm.data.participation import Participation, Turnout
 from lightning_lbgm.data.samplers import SamplerState
+from lightning_lbgm.network import Plan
 
 __all__ = ["Round", "RoundLoader"]
 
@@ -29,6 +30,7 @@ class Round(NotABatch):
         dropped: Clients that get the model and whose update does not count, in increasing order. They are not trained.
         unreached: Clients that were chosen and do not get the model, in increasing order.
         num_available: Clients that could have been chosen; None if all could and those who were all take part.
+        waits_until: The deadline in seconds, if the server waits until then for somebody who got the model; else 0.
         observers: Called with the data of each local batch as it is drawn in this process.
 
     Raises:
@@ -45,10 +47,12 @@ class Round(NotABatch):
         dropped: tuple[int, ...] = (),
         unreached: tuple[int, ...] = (),
         num_available: int | None = None,
+        waits_until: float = 0.0,
     ) -> None:
         self.index = index
         self.cohort = cohort
         self.dropped, self.unreached, self.num_available = dropped, unreached, num_available
+        self.waits_until = waits_until
         self.num_examples = tuple(feed.num_examples(client_id) for client_id in cohort)
         self.num_steps = tuple(feed.num_steps(client_id) for client_id in cohort)
         self.observers = tuple(observers)
@@ -111,6 +115,7 @@ class RoundLoader:
         participation: The rules of who takes part. None: uniform cohorts, and nobody is missing.
         sampling: Returns the sampler's state before the round to come.
         agree: Returns what the first process has, where processes might come to different turnouts.
+        plan: Returns the clients' times on a network; None if they are counted in local steps.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class RoundLoader:
         participation: Participation | None = None,
         sampling: Callable[[], SamplerState] = dict,
         agree: Callable[[Turnout], Turnout] = lambda turnout: turnout,
+        plan: Callable[[], Plan | None] = lambda: None,
     ) -> None:
         self.feed = feed
         self.cohort_size = cohort_size
@@ -136,6 +142,7 @@ class RoundLoader:
         self._participation = participation or Participation()
         self._sampling = sampling
         self._agree = agree
+        self._plan = plan
         # Not a method of this loader, which refers to the feed: no circle, see Prefetch.
         ahead = partial(_cohort_ahead, self._participation, weakref.proxy(feed), cohort_size)
         feed.next_cohort = ahead if self._participation.is_ahead else None
@@ -165,7 +172,7 @@ class RoundLoader:
             yield Round(index, feed=self.feed, **vars(self._turnout(index)))
 
     def _turnout(self, index: int) -> Turnout:
-        turnout = self._participation.draw(index, self.feed, self.cohort_size, self._sampling())
+        turnout = self._participation.draw(index, self.feed, self.cohort_size, self._sampling(), self._plan())
         return turnout if self._participation.is_ahead else self._agree(turnout)
 
     def state_dict(self) -> dict[str, int]:

@@ -12,7 +12,15 @@ from lightning_lbgm.figures.base import byte_formatter, draw_curves, integer_tic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_lbp_errors", "draw_metric_against_rounds", "draw_metric_against_total", "draw_metric_against_uplink"]
+__all__ = [
+    "draw_lbp_errors",
+    "draw_metric_against_rounds",
+    "draw_metric_against_time",
+    "draw_metric_against_total",
+    "draw_metric_against_uplink",
+]
+
+_UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
 def draw_metric_against_uplink(
@@ -53,6 +61,27 @@ def draw_metric_against_rounds(curves: dict[str, Sequence[tuple[float, float]]],
     integer_ticks(axes.xaxis)
     axes.set_xlabel("rounds")
     axes.set_title(f"{metric} against rounds")
+    return figure
+
+
+def draw_metric_against_time(
+    curves: dict[str, Sequence[tuple[float, float]]], metric: str, *, network: str = "the network"
+) -> Figure:
+    """Draw a metric against the time that the rounds took on a network: in hours, or in minutes or seconds if short.
+
+    Args:
+        curves: Points ``(seconds so far, metric)`` of each run, by the run's name.
+        metric: Name of the metric, for the axis.
+        network: Name of the network, for the title.
+    """
+    longest = max((x for points in curves.values() for x, _ in points), default=0.0)
+    size, unit = next((pair for pair in _UNITS if longest >= pair[0]), _UNITS[-1])
+    scaled: dict[str, Sequence[tuple[float, float]]] = {
+        name: [(x / size, y) for x, y in points] for name, points in curves.items()
+    }
+    figure, axes = draw_curves(scaled, metric)
+    axes.set_xlabel(f"{unit} on {network}")
+    axes.set_title(f"{metric} against time")
     return figure
 
 

@@ -1,8 +1,9 @@
-"""Ledger of the bits sent over a run."""
+"""Ledger of the bits sent over a run, and of its time on a network."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from lightning_lbgm.reports.reports import RoundReport
 
@@ -14,13 +15,14 @@ _FLOAT_BITS = 32
 
 @dataclass
 class Ledger:
-    """Totals over a run, in bits, exact integers.
+    """Totals over a run: bits are exact integers.
 
     Attributes:
         uplink_bits: Sent by clients.
         dense_uplink_bits: What FedAvg would have sent: every update in full, from the same clients.
         downlink_bits: Sent by the server.
         dense_downlink_bits: What FedAvg's server would have sent: the whole model, to the same clients.
+        seconds: What the rounds took on the network, those with a clock.
 
     Examples:
         >>> Ledger(uplink_bits=10, dense_uplink_bits=40).savings
@@ -31,10 +33,11 @@ class Ledger:
     dense_uplink_bits: int = 0
     downlink_bits: int = 0
     dense_downlink_bits: int = 0
+    seconds: float = 0.0
 
     @staticmethod
-    def from_state(state: dict[str, int]) -> Ledger:
-        """Go on from ``state_dict``, also of a run from before there were stages on the downlink."""
+    def from_state(state: dict[str, Any]) -> Ledger:
+        """Go on from ``state_dict``, also of a run from before there were stages on the downlink, or clocks."""
         return Ledger(**{"dense_downlink_bits": state["downlink_bits"], **state})
 
     def record(self, report: RoundReport) -> None:
@@ -44,6 +47,8 @@ class Ledger:
             self.dense_uplink_bits += client.dense_bits
             self.downlink_bits += client.downlink_bits
             self.dense_downlink_bits += client.dense_downlink_bits
+        if report.time is not None:
+            self.seconds += report.time.seconds
 
     @property
     def savings(self) -> float:
@@ -66,6 +71,9 @@ class Ledger:
         """Uplink so far in floats of 32 bits, the unit of the paper's figures."""
         return self.uplink_bits / _FLOAT_BITS
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the totals as built-ins."""
-        return asdict(self)
+    def state_dict(self) -> dict[str, Any]:
+        """Return the totals as built-ins; without a clock there are no seconds, as in earlier versions."""
+        totals = asdict(self)
+        if not self.seconds:
+            del totals["seconds"]
+        return totals

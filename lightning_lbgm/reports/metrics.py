@@ -31,6 +31,7 @@ def round_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
         "fl/rejected_clients": float(report.num_rejected),
         **_turnout_metrics(report),
         **_broadcast_metrics(report),
+        **_time_metrics(report, ledger),
         **{f"client/{name}": value for name, value in report.client_metrics.items()},
     }
 
@@ -39,6 +40,30 @@ def _turnout_metrics(report: RoundReport) -> dict[str, float]:
     if report.num_available is None:
         return {}
     return {"fl/available_clients": float(report.num_available), "fl/dropped_clients": float(len(report.dropped))}
+
+
+def _time_metrics(report: RoundReport, ledger: Ledger) -> dict[str, float]:
+    time = report.time
+    if time is None:
+        return {}
+    return {
+        "time/round_seconds": time.seconds,
+        "time/total_seconds": ledger.seconds,
+        "time/download_share": time.download_share,
+        "time/compute_share": time.compute_share,
+        "time/upload_share": time.upload_share,
+        "time/straggler": time.straggler,
+    }
+
+
+def _client_seconds(report: RoundReport) -> dict[int, dict[str, float]]:
+    """Return the columns of a clock for each client; NaN for those that the server did not wait for."""
+    if report.time is None:
+        return {}
+    names = ("download_seconds", "compute_seconds", "upload_seconds")
+    known = {time.client_id: (time.download, time.compute, time.upload) for time in report.time.clients}
+    nothing = (math.nan,) * len(names)
+    return {client.client_id: dict(zip(names, known.get(client.client_id, nothing))) for client in report.chosen}
 
 
 def _broadcast_metrics(report: RoundReport) -> dict[str, float]:
@@ -54,6 +79,7 @@ def _broadcast_metrics(report: RoundReport) -> dict[str, float]:
 def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
     """Yield a row of the clients' table for each client of a round; docs/metrics.md names the columns."""
     names = sorted({name for client in report.clients for name in client.metrics})
+    seconds = _client_seconds(report)
     for client in report.chosen:
         coefficients = [c for c in client.decision.coefficients if c == c] if client.decision else []
         yield {
@@ -68,6 +94,7 @@ def client_rows(report: RoundReport) -> Iterator[dict[str, Any]]:
             "loss": client.loss,
             "num_examples": client.num_examples,
             "local_steps": client.local_steps,
+            **seconds.get(client.client_id, {}),
             **_broadcast_metrics(report),
             **{f"client/{name}": client.metrics.get(name, math.nan) for name in names},
         }

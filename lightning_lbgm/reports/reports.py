@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightning_lbgm.compression.context import Decision
+from lightning_lbgm.network import RoundTime
 
 __all__ = ["AggregateError", "Broadcast", "ClientReport", "RoundReport"]
 
@@ -111,6 +112,7 @@ class RoundReport:
         broadcast: What the server sent to all clients; None if each gets the whole model anyway.
         dropped: Reports of the clients that were chosen and do not belong to the cohort, in order of client.
         num_available: Clients that could have been chosen; None if nobody can be missing.
+        time: What the round took on the network; None without a clock.
     """
 
     round_index: int
@@ -120,6 +122,7 @@ class RoundReport:
     broadcast: Broadcast | None = None
     dropped: tuple[ClientReport, ...] = ()
     num_available: int | None = None
+    time: RoundTime | None = None
 
     @property
     def chosen(self) -> tuple[ClientReport, ...]:

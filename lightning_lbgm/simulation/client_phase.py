@@ -16,6 +16,7 @@ from lightning_lbgm.compression.context import Context
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.core.rng import isolated_rng
 from lightning_lbgm.data.rounds import Round
+from lightning_lbgm.network import Links, RoundTime
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.protocol.broadcast import Delivery
 from lightning_lbgm.protocol.channel import Channel
@@ -25,6 +26,7 @@ from lightning_lbgm.reports.reports import AggregateError, ClientReport
 from lightning_lbgm.server.compression_error import CompressionError
 from lightning_lbgm.simulation.placement import take_share
 from lightning_lbgm.simulation.round_parts import MeanLoss, client_report, client_weights, dropped_reports
+from lightning_lbgm.simulation.stopwatch import Stopwatch
 from lightning_lbgm.simulation.undo import RoundState, RoundUndo
 from lightning_lbgm.simulation.world import World
 
@@ -40,6 +42,7 @@ class Simulated(RoundState, Protocol):
         weighting: How clients count.
         seed: The run's seed.
         world: The processes.
+        links: The clients' links to the server; None without a clock.
     """
 
     flat: FlatParameters
@@ -47,6 +50,7 @@ class Simulated(RoundState, Protocol):
     weighting: Literal["examples", "uniform"]
     seed: int
     world: World
+    links: Links | None
 
     def own_values(self, client_id: int) -> dict[str, Tensor] | None:
         """Return what a client keeps for itself of parameters and buffers, by name; None if there is nothing."""
@@ -87,6 +91,8 @@ class ClientPhase:
         self._examples = dict(zip(round_.cohort, round_.num_examples))
         self._loss = MeanLoss(federation.flat.device)
         self._deliveries: dict[int, Delivery] = {}
+        measures = federation.links is not None and federation.links.measures
+        self._stopwatch = Stopwatch(federation.flat.device) if measures else None
         for client_id in federation.recency.begin(round_.cohort):
             self._forget(client_id)
 
@@ -110,7 +116,8 @@ class ClientPhase:
         start = RoundStart(held, federation.seed, federation.own_values, self._objective_state, shared)
         share = take_share(round_, federation.placement, federation.clients, federation.world, federation.flat.device)
         with isolated_rng(federation.flat.device):
-            for update in trainer.run(share, start):
+            updates = trainer.run(share, start)
+            for update in updates if self._stopwatch is None else self._stopwatch.watch(updates):
                 report = self._send(update)
                 self.reports.append(report)
                 if federation.recency.is_forgotten_after_turn(update.client_id):
@@ -136,6 +143,14 @@ class ClientPhase:
             return None
         return self._errors.finish(mean_update, self._federation.server.total_weight)
 
+    def time(self) -> RoundTime | None:
+        """Return what the round took on the network, after ``run``; None without a clock."""
+        if self._federation.links is None:
+            return None
+        measured = math.nan if self._stopwatch is None else self._stopwatch.seconds_per_step
+        parts = ((r.client_id, r.downlink_bits, r.local_steps, r.uplink_bits) for r in self.reports)
+        return self._federation.links.round_time(parts, measured, self._round.waits_until)
+
     def _send_down(self, clients: Sequence[int]) -> Tensor:
         """Bring clients up to date, on every rank because it concerns all, and return what they hold then."""
         federation = self._federation
@@ -157,6 +172,7 @@ class ClientPhase:
             "buffers": federation.buffers.received,
             "log": capture.export(module),
             "loss": self._loss.export(),
+            "seconds": None if self._stopwatch is None else self._stopwatch.export(),
         }
         parts = world.gather(own, f"round {federation.round_index}")
         self.reports = sorted((r for part in parts for r in part["reports"]), key=lambda report: report.client_id)
@@ -169,6 +185,8 @@ class ClientPhase:
         federation.buffers.combine([part["buffers"] for part in parts], world.all_reduce_sum)
         capture.combine([part["log"] for part in parts], module, device)
         self._loss.combine([part["loss"] for part in parts])
+        if self._stopwatch is not None:
+            self._stopwatch.combine([part["seconds"] for part in parts])
 
     def _forget(self, client_id: int) -> None:
         """Let both ends forget a client's look-back gradients."""

@@ -15,6 +15,7 @@ from lightning_lbgm.compression.context import Context
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.data.rounds import Round
 from lightning_lbgm.data.samplers import Sampler, SamplerState
+from lightning_lbgm.network import Links, Plan
 from lightning_lbgm.protocol.channel import Channel, SharedChannel
 from lightning_lbgm.protocol.downlink import Downlink, WholeModel
 from lightning_lbgm.protocol.recency import LeastRecentlyUsed
@@ -56,6 +57,7 @@ class Federation:
         capacity: Clients of which both ends remember what was sent; None: all.
         sampler: What draws the cohorts, and learns from the rounds; None: nothing learns.
         objective: The server's part of the clients' local objective; None if it has none.
+        links: The clients' links to the server, for a clock that says what rounds take; None: no clock.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Federation:
         capacity: int | None = None,
         sampler: Sampler | None = None,
         objective: ServerObjective | None = None,
+        links: Links | None = None,
     ) -> None:
         self.flat = flat
         self.uplink = uplink
@@ -82,6 +85,7 @@ class Federation:
         self.server = server
         self.buffers = buffers
         self.objective = objective
+        self.links = links
         self.weighting = weighting
         self.seed = seed
         self.world = world or World()
@@ -154,7 +158,7 @@ class Federation:
         if broadcast is not None and not phase.is_heard:
             broadcast = Broadcast(error=math.nan)
         report = RoundReport(
-            self.round_index, tuple(reports), norm, error, broadcast, phase.dropped, phase.num_available
+            self.round_index, tuple(reports), norm, error, broadcast, phase.dropped, phase.num_available, phase.time()
         )
         self.ledger.record(report)
         if self.sampler is not None:
@@ -163,6 +167,13 @@ class Federation:
         self.round_index += 1
         self._phase, self.in_round = None, False
         return report
+
+    def plan(self) -> Plan | None:
+        """Return what clients' times can be told before they train; None without a clock, or if it measures."""
+        if self.links is None:
+            return None
+        whole = 8 * (self.server.server_params.nbytes + sum(t.nbytes for t in self.buffers.downlink.values()))
+        return self.links.plan(whole + (0 if self.objective is None else self.objective.num_bits), whole)
 
     def commit(self) -> None:
         """Make the last round final: what it was before is forgotten."""

@@ -115,7 +115,7 @@ class RoundUndo:
             "shared": copy.deepcopy(federation.shared),
             "sampling": federation.sampling,
         }
-        self._ledger = federation.ledger.state_dict()
+        self._ledger = copy.copy(federation.ledger)
         self._order = federation.recency.order
         self.downlink = federation.downlink.state_dict()
         self._clients: dict[int, _Kept | _Lost | None] = {}
@@ -160,7 +160,7 @@ class RoundUndo:
         federation.downlink.load_state_dict(self.downlink)
         for name, value in self._fields.items():
             setattr(federation, name, value)
-        for name, value in self._ledger.items():
+        for name, value in vars(self._ledger).items():
             setattr(federation.ledger, name, value)
         federation.recency.undo(self._order)
         lost = 0

@@ -24,6 +24,7 @@ from lightning_lbgm.data.dropout import Dropout
 from lightning_lbgm.data.participation import Participation
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
 from lightning_lbgm.data.samplers import Sampler
+from lightning_lbgm.network import NetworkClock, as_network
 from lightning_lbgm.protocol.broadcast import as_downlink
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.aggregation import Aggregator
@@ -100,11 +101,16 @@ class LBGMFederated(RoundsStrategy):
             shape (rounds, clients), a dict of each client's rounds ``{client: [(from, to), ...]}`` up to before ``to``,
             or a file with one of them (``.npy``, ``.csv``, ``.json``). None: all. If nobody is available, the round
             passes without a step.
-        over_select: So many times the cohort's size are chosen, and the fastest, by local steps, count up to its size.
-        deadline: Local steps that a client may need for its update to count. None: any number.
+        over_select: So many times the cohort's size are chosen, and the fastest count up to its size: by local steps,
+            or with ``network`` by the time that they are planned to need.
+        deadline: Local steps that a client may need for its update to count, or with ``network`` a time: ``"30 s"``,
+            ``"2 min"``. None: any number.
         dropout: Probability that a chosen client's update never arrives, ``Dropout(before, after)`` to distinguish
             drop-outs before and after the model was sent, or a function ``(round, client)`` that returns one of both.
             None: 0.
+        network: A clock that says what each round would take in the world, by the bytes of each client's messages:
+            ``NetworkClock(uplink="10 Mbit/s", downlink="50 Mbit/s", latency="40 ms", compute="20 ms")``, or the name of
+            a preset. None: no clock. It changes who takes part only with ``over_select`` or a ``deadline`` in seconds.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -148,11 +154,13 @@ class LBGMFederated(RoundsStrategy):
         sampler: Sampler | Callable[[int, Sequence[int], np.random.Generator], Sequence[int]] | None = None,
         availability: AvailabilityLike = None,
         over_select: float = 1.0,
-        deadline: int | None = None,
+        deadline: int | str | None = None,
         dropout: float | Dropout | Callable[[int, int], Dropout | float] | None = None,
+        network: NetworkClock | str | None = None,
     ) -> None:
         self.uplink = as_chain([LookBack(threshold=0.2)] if uplink is None else uplink)
         self.downlink = as_downlink([] if downlink is None else downlink)
+        clock = as_network(network)
         settings = Settings(
             num_clients=num_clients,
             partitioner=partitioner,
@@ -173,7 +181,8 @@ class LBGMFederated(RoundsStrategy):
             client_store=client_store,
             client_capacity=client_capacity,
             personal=Personal.of(personal, personal_steps, local_steps),
-            participation=Participation(sampler, availability, over_select, deadline, dropout),
+            participation=Participation(sampler, availability, over_select, deadline, dropout, clock),
+            network=clock,
         )
         super().__init__(Session(settings))
         self.local_epochs, self.local_steps = settings.epochs, local_steps

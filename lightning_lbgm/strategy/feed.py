@@ -58,6 +58,7 @@ def make_rounds(
         participation=settings.participation,
         sampling=lambda: session.require().sampling,
         agree=lambda turnout: world().broadcast(turnout),
+        plan=lambda: session.require().plan(),
     )
 
 

@@ -25,6 +25,9 @@ _HINTS = {
     ),
     **dict.fromkeys(("cohort_size", "fraction_fit", "fraction_train", "participation"), "`clients_per_round=...`"),
     **dict.fromkeys(("d", "client_sampler", "selection"), "`sampler=PowerOfChoice(d=...)` or another sampler"),
+    **dict.fromkeys(
+        ("bandwidth", "latency", "clock", "network_clock"), "`network=NetworkClock(uplink=..., downlink=...)`"
+    ),
     **dict.fromkeys(("stragglers", "drop_rate", "dropout_rate"), "`dropout=...`, `over_select=...` or `deadline=...`"),
     **dict.fromkeys(
         ("lr", "server_lr"),

@@ -155,6 +155,7 @@ class RoundsStrategy(ClientModelsStrategy):
             check_same_data(self.world.gather(feed.fingerprint(), "the partition"))
         session.settings.participation.check(feed, loader.cohort_size)
         federation = session.begin(trainer, module, self.world)
+        session.settings.participation.check_plan(feed, federation.plan())
         if session.settings.buffers == "client":
             warn_of_own_buffers(federation.buffers.names)
         personal = session.settings.personal

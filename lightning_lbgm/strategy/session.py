@@ -123,6 +123,7 @@ class Session:
         except ValueError as error:
             raise MisconfigurationException(f"`{type(module).__name__}` cannot be federated. {error}") from error
         server, objective = Server(flat, settings.server_optimizer, settings.aggregation), None
+        network = settings.network
         if isinstance(settings.objective, SharedObjective):
             objective = ServerObjective(settings.objective, feed.num_clients, server.server_params)
         federation = Federation(
@@ -138,6 +139,7 @@ class Session:
             capacity=settings.capacity,
             sampler=settings.participation.sampler,
             objective=objective,
+            links=None if network is None else network.links(self.seed, feed.num_clients, feed.client_names),
         )
         self.identity = settings.identify(federation, feed, VERSION)
         restored, self.restored = self.restored, None

@@ -19,6 +19,7 @@ from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.feed import Feed
 from lightning_lbgm.data.participation import Participation
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
+from lightning_lbgm.network import NetworkClock
 from lightning_lbgm.server.aggregation import Aggregator
 from lightning_lbgm.server.presets import ServerPreset
 from lightning_lbgm.simulation.federation import Federation
@@ -56,6 +57,7 @@ class Settings:
     client_capacity: int | None
     personal: Personal | None
     participation: Participation = field(default_factory=Participation)
+    network: NetworkClock | None = None
 
     def __post_init__(self) -> None:
         _check_clients(self)
@@ -121,6 +123,8 @@ class Settings:
         if self.personal is not None:
             described.update(self.personal.describe())
         described.update(self.participation.describe())
+        if self.network is not None:
+            described["network"] = repr(self.network)
         if federation is not None:
             described["num_parameters"] = federation.flat.num_parameters
         return described

@@ -4,6 +4,7 @@
     python -m recipes.compare --base BASE.yaml --config recipes/paper/methods/*.yaml --jobs 2 --trainer.max_epochs=20
     python -m recipes.compare --config A.yaml B.yaml --entry recipes.mnist
     python -m recipes.compare --base BASE.yaml --seeds 0 1 2 --also clients/val/acc_mean clients/val/acc_worst
+    python -m recipes.compare --base BASE.yaml --networks lte home_broadband --compute "20 ms"
 
 Each is a LightningCLI config, trained as ``python -m ENTRY fit --config BASE --config CONFIG`` in a process of its own
 with one thread, as a child of one MLflow run. What this command does not know, such as --trainer.max_epochs=20, goes to
@@ -26,11 +27,13 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from recipes.compare.report import Result, draw, read_result, table, write_json_lines
+from recipes.compare.report import Result, draw, read_result, table, time_table, write_json_lines
 from recipes.compare.runs import ChildRun, finished_children, open_parent, train
+from recipes.compare.times import OWN, make_networks
 from recipes.compare.variants import Variant, make_variants, with_seeds
 
 METHODS = Path(__file__).parent / "methods.yaml"
+NETWORKS = "networks to say the time on, without training again: lte, home_broadband, data_centre or YAML files"
 _LINES_OF_LOG = 12
 _LIVE_SECONDS = 2.0
 
@@ -56,6 +59,10 @@ def parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[Variant]
     add(
         "--tail", type=int, default=1, help="values at the end whose mean counts as the last one (default: %(default)s)"
     )
+    add("--networks", nargs="+", action="extend", default=[], metavar="NETWORK", help=NETWORKS)
+    add("--compute", default="0 s", help="time of a local step on these networks (default: %(default)s)")
+    add("--spread", type=float, default=0.0, help="how different clients are there, a sigma (default: %(default)s)")
+    add("--target", type=float, help="value of --metric whose time is told; default: what all reach")
     add("--jobs", type=int, default=1, help="configs trained at a time (default: %(default)s)")
     add("--output", type=Path, default=Path("outputs/compare"), help="folder for results (default: %(default)s)")
     add("--experiment", default="compare", help="MLflow experiment (default: %(default)s)")
@@ -74,6 +81,7 @@ def parse(args: Sequence[str] | None) -> tuple[argparse.Namespace, list[Variant]
     if namespace.base and not namespace.config and not namespace.methods:
         namespace.methods = METHODS
     try:
+        namespace.networks = make_networks(namespace.networks, namespace.compute, namespace.spread)
         variants = make_variants(namespace.base, namespace.config, namespace.methods)
     except ValueError as error:
         parser.error(str(error))
@@ -92,6 +100,7 @@ class Comparison:
     def __init__(self, namespace: argparse.Namespace, variants: Sequence[Variant], options: Sequence[str]) -> None:
         self.variants, self.options, self.entry = variants, options, namespace.entry
         self.metric, self.also = namespace.metric, namespace.also
+        self.networks, self.target = namespace.networks, namespace.target
         self.jobs, self.tail, self.output = namespace.jobs, namespace.tail, namespace.output
         self.output.mkdir(parents=True, exist_ok=True)
         self.tracking_uri = namespace.tracking_uri or f"sqlite:///{self.output / 'mlflow.db'}"
@@ -119,22 +128,34 @@ class Comparison:
             run_id = self.run_ids.get(variant.run_name)
             if run_id is not None:
                 try:
-                    also, seed = self.also, variant.seed
-                    result = read_result(self.client, run_id, variant.name, self.metric, also, seed, self.tail)
-                    results.append(result)
+                    names = (variant.name, self.metric, self.also, variant.seed)
+                    results.append(read_result(self.client, run_id, *names, self.tail, self.networks))
                 except ValueError as error:
                     self.failed[variant.run_name] = str(error)
         return results
+
+    def titles(self, results: Sequence[Result]) -> dict[str, str]:
+        """Return the titles of the networks of which there are times, by name."""
+        own = {OWN: "its own network"} if any(OWN in result.seconds for result in results) else {}
+        return {**own, **{network.name: network.title for network in self.networks}}
+
+    def times(self, results: Sequence[Result]) -> str:
+        """Return the table of times; empty if there is no network."""
+        titles = self.titles(results)
+        return time_table(results, titles, self.target) if titles else ""
 
     def write(self, results: Sequence[Result]) -> None:
         """Write table, figures and JSON lines into the folder and into the parent run."""
         names = ["results.jsonl", "table.md"]
         write_json_lines(results, self.output / "results.jsonl")
         (self.output / "table.md").write_text(table(results) + "\n")
+        if times := self.times(results):
+            (self.output / "times.md").write_text(times + "\n")
+            names.append("times.md")
         for name in names:
             self.client.log_artifact(self.parent.info.run_id, str(self.output / name))
         (self.output / "figures").mkdir(exist_ok=True)
-        for name, figure in draw(results).items():
+        for name, figure in draw(results, self.titles(results)).items():
             self.client.log_figure(self.parent.info.run_id, figure, f"figures/{name}")
             figure.savefig(self.output / "figures" / name)
 
@@ -195,6 +216,8 @@ def main(args: Sequence[str] | None = None) -> int:
             comparison.client.set_terminated(comparison.parent.info.run_id, status)
     if results:
         print(f"\n{table(results)}\n")
+        if times := comparison.times(results):
+            print(f"{times}\n")
     for name, reason in comparison.failed.items():
         print(f"{name}: {reason}")
     print(f"Results: {comparison.output}")

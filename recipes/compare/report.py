@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +13,16 @@ from mlflow import MlflowClient
 
 from lightning_lbgm.figures.communication import (
     draw_metric_against_rounds,
+    draw_metric_against_time,
     draw_metric_against_total,
     draw_metric_against_uplink,
 )
+from recipes.compare.times import OWN, Network, lasts, less, reached, read_times
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Result", "draw", "is_lower_better", "read_result", "table", "write_json_lines"]
+__all__ = ["Result", "draw", "is_lower_better", "read_result", "table", "time_table", "write_json_lines"]
 
 _BYTES, _FLOATS, _TOTAL = "comm/uplink_bytes_total", "comm/uplink_floats_total", "comm/total_bytes_total"
 
@@ -42,6 +44,8 @@ class Result:
         also: Each further metric's mean over its last ``tail`` values, by name.
         seed: The run's seed, if several were asked for.
         tail: Values at the end that count as the last one: cohorts swing from round to round.
+        seconds: Time on each network by then, by its name; ``"own"`` is the run's own clock.
+        shares: Of the whole time on each network, what stragglers spent on download, compute and upload.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Result:
     also: dict[str, float] = field(default_factory=dict)
     seed: int | None = None
     tail: int = 1
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def last(self) -> float:
@@ -82,6 +88,7 @@ def read_result(
     also: Sequence[str] = (),
     seed: int | None = None,
     tail: int = 1,
+    networks: Sequence[Network] = (),
 ) -> Result:
     """Read a run's curves off the histories of its metrics.
 
@@ -93,9 +100,10 @@ def read_result(
         also: Further metrics, of which the last values are read.
         seed: The run's seed, if several were asked for.
         tail: Values at the end that count as the last one.
+        networks: Networks to replay it on.
 
     Raises:
-        ValueError: If it has not logged the metric, or no uplink bytes.
+        ValueError: If it has not logged the metric, or no uplink bytes, or has no table of clients to replay.
     """
     values, sent, floats, total = (
         {point.step: point.value for point in client.get_metric_history(run_id, key)}
@@ -112,6 +120,7 @@ def read_result(
         for key in also
     }
     last = [max(s for s in sent if s <= step) for step in steps]
+    times = read_times(client, run_id, networks)
     return Result(
         name=name,
         run_id=run_id,
@@ -125,6 +134,8 @@ def read_result(
         also={key: statistics.fmean(history[-tail:]) for key, history in found.items() if history},
         seed=seed,
         tail=tail,
+        seconds={name: [found.at(step) for step in last] for name, found in times.items()},
+        shares={name: found.shares for name, found in times.items()},
     )
 
 
@@ -165,9 +176,43 @@ def table(results: Sequence[Result]) -> str:
                 f"{total / base_total:.1%}" if base_total else "",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    return _aligned(rows)
+
+
+def time_table(results: Sequence[Result], titles: Mapping[str, str], target: float | None = None) -> str:
+    """Return the times on networks as a Markdown table; what is less is less than the first one's. Of seeds the mean.
+
+    Args:
+        results: The results.
+        titles: Titles of the networks, by name, in order.
+        target: Value of the metric. None: the worst of the last ones, which all reach.
+    """
+    metric, groups = results[0].metric, _by_name(results)
+    lower = is_lower_better(metric)
+    if target is None:
+        target = (max if lower else min)(_mean(runs, lambda run: run.last) for runs in groups.values())
+    than = f"than {results[0].name}"
+    heads = ("method", "network", "to the end", than, f"to {target:.4g}", than, "download", "compute", "upload")
+    rows = [heads, ("---", "---", *["---:"] * (len(heads) - 2))]
+    for network, title in titles.items():
+        base: tuple[float | None, float | None] | None = None
+        for name, runs in groups.items():
+            if not all(network in run.seconds for run in runs):
+                continue
+            end = _mean(runs, lambda run, network=network: run.seconds[network][-1])
+            curve = _mean_curve(runs, lambda run, network=network: run.seconds[network])
+            there = reached(curve, target, lower)
+            base = base or (end, there)
+            shares = [statistics.fmean(values) for values in zip(*(run.shares[network] for run in runs))]
+            cells = (lasts(end), less(end, base[0]), lasts(there), less(there, base[1]), *(f"{s:.0%}" for s in shares))
+            rows.append((name, title, *cells))
+    return _aligned(rows, text_columns=2)
+
+
+def _aligned(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        " | ".join(cell.ljust(w) if i < text_columns else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
         for row in rows
     ]
     return "\n".join(f"| {line} |" for line in lines)
@@ -205,17 +250,28 @@ def _mean_curve(runs: Sequence[Result], across: Callable[[Result], Sequence[floa
     return [(statistics.fmean(p[r][0] for p in points), statistics.fmean(p[r][1] for p in points)) for r in rounds]
 
 
-def draw(results: Sequence[Result]) -> dict[str, Figure]:
-    """Draw the metric against rounds, uplink bytes and bytes of both directions, by file name; of seeds the mean."""
+def draw(results: Sequence[Result], titles: Mapping[str, str] | None = None) -> dict[str, Figure]:
+    """Draw the metric against rounds, uplink bytes, bytes of both directions and time, by file name; of seeds the mean.
+
+    Args:
+        results: The results.
+        titles: Titles of the networks whose times are drawn, by name.
+    """
     metric, groups = results[0].metric, _by_name(results)
     rounds = {name: _mean_curve(runs, lambda run: run.round) for name, runs in groups.items()}
     uplink = {name: _mean_curve(runs, lambda run: run.uplink_bytes) for name, runs in groups.items()}
     total = {name: _mean_curve(runs, lambda run: run.total_bytes) for name, runs in groups.items()}
-    return {
+    figures = {
         "metric_vs_rounds.png": draw_metric_against_rounds(rounds, metric),
         "metric_vs_uplink.png": draw_metric_against_uplink(uplink, metric, log_scale=len(groups) > 1),
         "metric_vs_total.png": draw_metric_against_total(total, metric, log_scale=len(groups) > 1),
     }
+    for network, title in (titles or {}).items():
+        timed = {n: runs for n, runs in groups.items() if all(network in run.seconds for run in runs)}
+        curves = {n: _mean_curve(runs, lambda run, network=network: run.seconds[network]) for n, runs in timed.items()}
+        name = "metric_vs_hours.png" if network == OWN else f"metric_vs_hours_{network}.png"
+        figures[name] = draw_metric_against_time(curves, metric, network=title)
+    return figures
 
 
 def write_json_lines(results: Sequence[Result], path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import mlflow
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ from lightning_lbgm import (
     LBGMCallback,
     LBGMFederated,
     LookBack,
+    NetworkClock,
     PartitionReport,
     PathologicalPartitioner,
 )
+from recipes.compare.report import draw, read_result
+from recipes.compare.times import Network, make_networks
 
 NAMES = [
     "comm/uplink_bytes",
@@ -262,3 +267,26 @@ def test_the_partition_is_logged_once_and_again_in_another_run(make_logger, tmp_
     # Resumed in the same run, not again, although callbacks can monitor it; in another run, there too.
     assert run(make_logger(run_id=logger.run_id), 3, ckpt_path=tmp_path / "step=1.ckpt") == (figures, [0])
     assert run(make_logger(), 3, ckpt_path=tmp_path / "step=1.ckpt") == (figures, [1])
+
+
+def test_the_time_on_a_network_is_stored_and_can_be_replayed_on_another(make_logger, tmp_path):
+    logger, recorder = make_logger(), Recorder()
+    clock = NetworkClock(preset="lte", compute=0.5, spread=1.0)
+    strategy = LBGMFederated(num_clients=4, clients_per_round=2, uplink=[LookBack(0.9)], seed=3, network=clock)
+    fit_tiny(tmp_path, strategy, callbacks=[recorder], max_epochs=4, logger=logger, val=True)
+    client, rounds = logger.experiment, [report.time for report in recorder.reports]
+    for name in ("round_seconds", "total_seconds", "download_share", "compute_share", "upload_share", "straggler"):
+        history = client.get_metric_history(logger.run_id, f"time/{name}")
+        expected = [m[f"time/{name}"] for m in recorder.callback_metrics]
+        assert [(m.step, m.value) for m in history] == list(enumerate(expected)), name
+    table = clients_table(logger)
+    assert table["compute_seconds"].tolist() == pytest.approx([c.compute for time in rounds for c in time.clients])
+    assert "figures/metric_vs_hours.png" in artifacts(client, logger.run_id)
+    networks = [Network("same", "the same", clock), *make_networks(["data_centre"], "1 s", 0.0)]
+    result = read_result(client, logger.run_id, "LBGM", "val/acc", networks=networks)
+    assert result.seconds["same"] == result.seconds["own"] == list(itertools.accumulate(t.seconds for t in rounds))
+    assert result.shares["same"] == pytest.approx(result.shares["own"])
+    # A step a round of a second, a round trip of half a millisecond each way, 84 bytes: hardly more.
+    assert result.seconds["data_centre"] == pytest.approx([1.001, 2.002, 3.003, 4.004], abs=1e-5)
+    names = draw([result], {"own": "its own network", "data_centre": "data centre"}).keys()
+    assert {"metric_vs_hours.png", "metric_vs_hours_data_centre.png"} <= names

@@ -36,6 +36,15 @@ def test_each_run_is_a_line_through_its_points(tmp_path):
     assert_saves_as_png(figure, tmp_path / "figure.png")
 
 
+@pytest.mark.parametrize(
+    ("longest", "unit", "size"), [(7200.0, "hours", 3600), (3599.0, "minutes", 60), (59.0, "seconds", 1)]
+)
+def test_time_is_drawn_in_a_unit_that_fits(longest, unit, size):
+    (axes,) = figures.draw_metric_against_time({"a": [(1.0, 0.1), (longest, 0.6)], "b": []}, "acc", network="LTE").axes
+    assert axes.get_xlabel() == f"{unit} on LTE"
+    assert axes.lines[0].get_xdata().tolist() == [1 / size, longest / size]
+
+
 def test_the_uplink_is_labelled_in_bytes():
     (axes,) = draw_metric_against_uplink(CURVES, "acc").axes
     label = axes.xaxis.get_major_formatter()

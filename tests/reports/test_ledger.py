@@ -1,11 +1,14 @@
 """The account of what was sent, by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from lightning_lbgm.compression import Decision
+from lightning_lbgm.network import ClientTime, RoundTime
 from lightning_lbgm.reports.ledger import Ledger
+from lightning_lbgm.reports.metrics import client_rows, round_metrics
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
 
 NAN = math.nan
@@ -128,6 +131,24 @@ def test_the_state_is_built_ins_and_restores_the_ledger(report):
 def test_the_downlink_of_a_run_from_before_it_had_stages_was_dense():
     old = {"uplink_bits": 448, "dense_uplink_bits": 960, "downlink_bits": 1280}
     assert Ledger.from_state(old) == Ledger(448, 960, 1280, 1280)
+
+
+def test_the_seconds_of_rounds_with_a_clock_are_added(report):
+    ledger = Ledger()
+    timed = replace(report, time=RoundTime((ClientTime(0, 1.0, 2.0, 0.5), ClientTime(4, 1.0, 1.0, 4.0))))
+    for each in (timed, report, timed):
+        ledger.record(each)
+    assert ledger.seconds == 12.0
+    assert Ledger.from_state(ledger.state_dict()) == ledger
+    metrics = {name: value for name, value in round_metrics(timed, ledger).items() if name.startswith("time/")}
+    assert metrics == {
+        "time/round_seconds": 6.0, "time/total_seconds": 12.0, "time/straggler": 4,
+        "time/download_share": 1 / 6, "time/compute_share": 1 / 6, "time/upload_share": 4 / 6,
+    }  # fmt: skip
+    rows = {row["client"]: row for row in client_rows(timed)}
+    assert [rows[0][f"{part}_seconds"] for part in ("download", "compute", "upload")] == [1.0, 2.0, 0.5]
+    assert math.isnan(rows[1]["upload_seconds"])
+    assert "upload_seconds" not in next(client_rows(report))
 
 
 def test_a_rounds_client_metrics_are_means_over_the_clients_that_have_them(report):

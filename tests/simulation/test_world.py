@@ -25,7 +25,7 @@ from lightning_lbgm.simulation.placement import deal
 from lightning_lbgm.simulation.world import World
 
 HERE = Path(__file__).parents[1]
-FITS = ("noisy", "resumed", "alone", "diana", "rare", "downlink", "turnout", "evaluated", "loaders")
+FITS = ("noisy", "resumed", "alone", "diana", "rare", "downlink", "turnout", "network", "evaluated", "loaders")
 
 # The deal
 
@@ -212,6 +212,14 @@ def test_each_client_has_its_state_on_one_rank(runs):
     for name in FITS:
         assert sorted(first[name]["own_clients"] + second[name]["own_clients"]) == single[name]["own_clients"]
         assert name == "alone" or (first[name]["own_clients"] and second[name]["own_clients"])
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_time_of_rounds(runs):
+    single, (first, second) = runs
+    assert any(single["network"]["dropped"])
+    seconds = [result["network"]["ledger"]["seconds"] for result in (single, first, second)]
+    assert seconds[0] == seconds[1] == seconds[2] > 0
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "lightning_lbgm"
 PAGE = Path(__file__).parent / "architecture.md"
 
-ABOVE = ("strategy", "callbacks", "_compat")
+ABOVE = ("flower", "strategy", "callbacks", "_compat")
 """Rooms that may import Lightning, torchmetrics, MLflow and matplotlib, top first."""
 
 BELOW = (

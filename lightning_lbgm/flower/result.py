@@ -26,6 +26,7 @@ class Recorder(pl.Callback):
 
     def __init__(self, evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None) -> None:
         self.result = Result()
+        self._of_rounds: set[str] | None = None  # names of what is logged in rounds, not in validation
         self._evaluate = evaluate_fn
 
     @override
@@ -35,14 +36,17 @@ class Recorder(pl.Callback):
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        self.result.train_metrics_clientapp[trainer.global_step] = _metrics(trainer)
+        if self._of_rounds is None:  # no validation was yet
+            self._of_rounds = set(trainer.callback_metrics)
+        found = _metrics(trainer, self._of_rounds.__contains__)
+        self.result.train_metrics_clientapp[trainer.global_step] = found
         self._evaluated(trainer.global_step, pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        known = self.result.train_metrics_clientapp.get(trainer.global_step, MetricRecord())
-        fresh = {name: value for name, value in _metrics(trainer).items() if known.get(name) != value}
-        self.result.evaluate_metrics_serverapp[trainer.global_step] = MetricRecord(fresh)
+        of_rounds = self._of_rounds or set()
+        found = _metrics(trainer, lambda name: name not in of_rounds)
+        self.result.evaluate_metrics_serverapp[trainer.global_step] = found
 
     def _evaluated(self, server_round: int, module: pl.LightningModule) -> None:
         if self._evaluate is None:
@@ -52,8 +56,8 @@ class Recorder(pl.Callback):
             self.result.evaluate_metrics_serverapp[server_round] = found
 
 
-def _metrics(trainer: pl.Trainer) -> MetricRecord:
-    return MetricRecord({name: float(value) for name, value in trainer.callback_metrics.items()})
+def _metrics(trainer: pl.Trainer, wanted: Callable[[str], bool]) -> MetricRecord:
+    return MetricRecord({name: float(value) for name, value in trainer.callback_metrics.items() if wanted(name)})
 
 
 class _NoTraining:

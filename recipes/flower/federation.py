@@ -122,8 +122,29 @@ class Federation:
     def kill_node(self, number: int) -> None:
         """Kill a SuperNode and the processes that it has started, without a warning."""
         process = self._processes.pop(f"node-{number}")
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended by itself, and left nothing behind
+            pass
         process.wait()
+
+    def restart_node(self, number: int, timeout: float = 120) -> None:
+        """Start a SuperNode that was killed, again and again until the SuperLink takes it, as a supervisor would.
+
+        The SuperLink believes that a node is there until it has missed its heartbeats for a minute, and refuses a
+        second one with the same key until then.
+        """
+        end, name = time.monotonic() + timeout, f"node-{number}"
+        known = self.log(name).count("SuperNode ID")
+        self.start_node(number)
+        while self.log(name).count("SuperNode ID") == known:
+            if time.monotonic() > end:
+                raise TimeoutError(f"Node {number} does not come back.\n{self.log(name)[-2000:]}")
+            if not self.is_running(name):
+                self.kill_node(number)  # what it has left behind
+                time.sleep(2)
+                self.start_node(number)
+            time.sleep(0.5)
 
     def is_running(self, name: str) -> bool:
         """Whether ``"superlink"`` or ``"node-<number>"`` runs."""
@@ -140,7 +161,7 @@ class Federation:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             status = self.status(run_id)
-            if status.startswith(_STATES):
+            if status.partition(":")[0] in _STATES:
                 return status
             time.sleep(1)
         raise TimeoutError(f"The run is not over after {timeout} s: see {self.folder}.")
@@ -175,11 +196,13 @@ class Federation:
                 process.kill()
                 process.wait()
         self._processes = {}
-        for pid in self.leftovers():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        while (left := self.leftovers()) and time.monotonic() < end + 20:
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.1)
 
     def leftovers(self) -> list[int]:
         """Return the processes that bear this federation's mark and are not waited for here."""

@@ -10,6 +10,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from lightning_lbgm import LBGMFederated
+from lightning_lbgm.data import Partitioner
+from lightning_lbgm.flower import LBGMStrategy, federated_client_app
+
 SEED = 3
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # what Flower's processes are told
 
@@ -141,3 +145,82 @@ def copied(message):
 
 def subset(data, part):
     return Subset(data, part.tolist())
+
+
+class Given(Partitioner):
+    """Deals what `parts` says."""
+
+    def partition(self, dataset, num_clients, rng):
+        return [part.numpy() for part in parts(dataset, num_clients)]
+
+
+class Seen(pl.Callback):
+    """Collects reports and metrics of each round."""
+
+    def __init__(self):
+        self.reports, self.metrics = [], []
+
+    def on_train_batch_end(self, trainer, *args):
+        self.reports.append(trainer.strategy.last_report)
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+TRAIN, VAL = dataset(), dataset(200, seed=1)
+BOTH = ("uplink", "downlink", "buffers", "personal")
+
+
+def simulate(folder, rounds=4, net=make_net, num_clients=3, **settings):
+    """The federation as it is simulated: model, what was seen, and the ledger."""
+    module, seen = net(), Seen()
+    strategy = LBGMFederated(
+        num_clients=num_clients, partitioner=Given(), seed=SEED, execution="sequential", **settings
+    )
+    trainer = pl.Trainer(
+        strategy=strategy,
+        max_epochs=rounds,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        callbacks=[seen],
+        default_root_dir=folder,
+        **QUIET,
+    )
+    trainer.fit(module, datamodule=Data(TRAIN, VAL))
+    return module, seen, strategy.ledger
+
+
+def make_apps(net=make_net, num_clients=3, state_dir=None, objective=None, trainer=None, **settings):
+    """The nodes' apps, by Flower's number."""
+    options = {name: value for name, value in settings.items() if name in BOTH}
+    return {
+        100 + k: federated_client_app(
+            net(),
+            Data(subset(TRAIN, part)),
+            state_dir=state_dir,
+            objective=objective,
+            trainer={"accelerator": "cpu", **(trainer or {})},
+            **options,
+        )
+        for k, part in enumerate(parts(TRAIN, num_clients))
+    }
+
+
+def serve(folder, grid, rounds=4, net=make_net, num_clients=3, timeout=1, **settings):
+    """Run a server on a grid: model, what was seen, the strategy and Flower's result."""
+    module, seen = net(), Seen()
+    strategy = LBGMStrategy(
+        module,
+        Data(val=VAL),
+        num_clients=num_clients,
+        seed=SEED,
+        trainer={"accelerator": "cpu", "callbacks": [seen], "default_root_dir": folder},
+        **{"min_available_nodes": num_clients, **settings},
+    )
+    result = strategy.start(grid, num_rounds=rounds, timeout=timeout)
+    return module, seen, strategy, result
+
+
+def same(one, other):
+    """Whether two modules hold the same numbers to the bit."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

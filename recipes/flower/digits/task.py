@@ -16,7 +16,7 @@ from lightning_lbgm.data import make_partitions
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"uplink": [], "downlink": []},
     "lbgm": {"uplink": [LookBack(threshold=0.2)], "downlink": []},
-    "both": {"uplink": [TopK(0.1), LookBack(threshold=0.2)], "downlink": [TopK(0.1), QSGD(bits=4)]},
+    "both": {"uplink": [TopK(0.1), LookBack(threshold=0.2)], "downlink": [TopK(0.1), QSGD(7, bucket_size=512)]},
 }
 """Stages by method; any others will do, if both ends have the same."""
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -122,10 +123,8 @@ class Federation:
     def kill_node(self, number: int) -> None:
         """Kill a SuperNode and the processes that it has started, without a warning."""
         process = self._processes.pop(f"node-{number}")
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has ended by itself, and left nothing behind
-            pass
         process.wait()
 
     def restart_node(self, number: int, timeout: float = 120) -> None:
@@ -198,10 +197,8 @@ class Federation:
         self._processes = {}
         while (left := self.leftovers()) and time.monotonic() < end + 20:
             for pid in left:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
             time.sleep(0.1)
 
     def leftovers(self) -> list[int]:

@@ -77,14 +77,14 @@ def test_a_node_that_lost_its_state_sends_in_full_and_gets_the_whole_model(tmp_p
     assert strategy.refusals == {1: 1}
 
 
-@pytest.mark.parametrize("damage", [b"", b"no state", b"PK\x03\x04 nor this"])
-def test_a_damaged_state_is_as_good_as_none(damage, tmp_path):
+def test_a_damaged_state_is_as_good_as_none(tmp_path):
     nodes = tmp_path / "nodes"
     grid = MemoryGrid(make_apps(state_dir=nodes, **PLAIN))
     serve(tmp_path, grid, rounds=1, state_dir=tmp_path / "server", **PLAIN)
-    (nodes / "client-0.pt").write_bytes(damage)
+    for k, damage in enumerate([b"", b"no state"]):
+        (nodes / f"client-{k}.pt").write_bytes(damage)
     _, seen, strategy, _ = serve(tmp_path, grid, rounds=2, state_dir=tmp_path / "server", **PLAIN)
-    assert outcomes(seen) == [["refreshed", "recycled", "recycled"]]
+    assert outcomes(seen) == [["refreshed", "refreshed", "recycled"]]
     assert strategy.refusals == {}
 
 

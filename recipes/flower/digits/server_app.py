@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Rounds(pl.Callback):
         report = trainer.strategy.last_report
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         outcomes = {client.client_id: client.outcome for client in report.clients}
-        self.numbers.append({"round": report.round_index, "outcomes": outcomes, **metrics})
+        self.numbers.append({"round": report.round_index, "time": time.time(), "outcomes": outcomes, **metrics})
 
     def on_validation_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if self.numbers:

@@ -15,8 +15,8 @@ from lightning_lbgm.data import make_partitions
 
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"uplink": [], "downlink": []},
-    "lbgm": {"uplink": [LookBack(threshold=0.2)], "downlink": []},
-    "both": {"uplink": [TopK(0.1), LookBack(threshold=0.2)], "downlink": [TopK(0.1), QSGD(7, bucket_size=512)]},
+    "lbgm": {"uplink": [LookBack(threshold=0.4)], "downlink": []},
+    "both": {"uplink": [TopK(0.1), LookBack(threshold=0.4)], "downlink": [TopK(0.1), QSGD(7, bucket_size=512)]},
 }
 """Stages by method; any others will do, if both ends have the same."""
 
@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
 class Classifier(pl.LightningModule):
     """A classifier with a hidden layer, as one would write it for a single machine."""
 
-    def __init__(self, inputs: int, hidden: int = 64, lr: float = 0.5) -> None:
+    def __init__(self, inputs: int, hidden: int = 64, lr: float = 0.2) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 10))
         self.lr = lr
@@ -70,7 +70,7 @@ class Digits(pl.LightningDataModule):
         return DataLoader(self.val, batch_size=1000)
 
 
-PARTITIONER = DirichletPartitioner(alpha=1.0)
+PARTITIONER = DirichletPartitioner(alpha=10.0)
 
 
 def load(name: str, folder: str) -> tuple[Dataset[Any], Dataset[Any]]:

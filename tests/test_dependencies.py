@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OWN = {"lightning_lbgm", "benchmarks", "recipes", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+OWN = {"lightning_lbgm", "benchmarks", "recipes", "digits", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
 TOOLS = {"build", "mkdocs_material", "mkdocstrings", "mypy", "pytest_xdist", "ruff", "rich"}  # run, not imported
 
 
@@ -50,7 +50,12 @@ def distributions(folder):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("lightning_lbgm", ()), ("recipes", ("cli", "ray")), ("benchmarks", ("cli",)), ("tests", ("cli", "dev"))],
+    [
+        ("lightning_lbgm", ("flower",)),
+        ("recipes", ("cli", "ray", "flower")),
+        ("benchmarks", ("cli",)),
+        ("tests", ("cli", "dev", "flower")),
+    ],
 )
 def test_what_is_imported_is_declared(folder, extras):
     missing = {name: path for name, path in distributions(folder).items() if name not in declared(*extras)}
@@ -62,4 +67,4 @@ def test_what_is_declared_is_imported():
     needed = set(distributions("lightning_lbgm")) | {"mlflow", "torchmetrics", "torchvision"}
     assert declared() <= needed
     everything = needed | {n for folder in ("recipes", "benchmarks", "tests") for n in distributions(folder)}
-    assert declared("cli", "dev", "ray") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}
+    assert declared("cli", "dev", "ray", "flower") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}

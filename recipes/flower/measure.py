@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import tempfile
 import threading
@@ -76,7 +77,8 @@ def measure(method: str, rounds: int, nodes: int, idle: float = 20) -> dict[str,
             raise RuntimeError(f"The run ended as {status}.\n{federation.flwr('log', run_id, 'here', '--show')}")
         numbers = json.loads(results.read_text())["rounds"]
         rows = []
-        for previous, one in zip(numbers, numbers[1:]):  # the first round begins with the greeting and the app's code
+        # From the second round on: the first begins with the greeting and the app's code.
+        for previous, one in itertools.pairwise(numbers):
             (up0, down0), (up1, down1) = samples.at(previous["time"]), samples.at(one["time"])
             rows.append(
                 {

@@ -22,12 +22,12 @@ from lightning_lbgm.data.feed import ClientFeed
 from lightning_lbgm.data.participation import Turnout
 from lightning_lbgm.data.rounds import Round, RoundLoader
 from lightning_lbgm.data.sampling import read_loader
+from lightning_lbgm.flower.engine import EngineStrategy
 from lightning_lbgm.flower.logged import pack
 from lightning_lbgm.flower.node_session import Introduced, NodeSession, Unable
 from lightning_lbgm.flower.records import Introduction, Task, Work
 from lightning_lbgm.strategy.data_checks import check_loader
 from lightning_lbgm.strategy.execution import Execution
-from lightning_lbgm.strategy.rounds import RoundsStrategy
 
 __all__ = ["NodeStrategy", "introduce", "work"]
 
@@ -85,23 +85,18 @@ class _OneRound(RoundLoader):
         return Turnout((self._client_id,))
 
 
-class NodeStrategy(RoundsStrategy):
+class NodeStrategy(EngineStrategy):
     """Lightning's strategy of a node.
 
     Args:
         session: The federation of its one client.
-
-    Attributes:
-        uplink: The stages.
     """
 
     strategy_name = "lbgm_node"
-    rounds_per_epoch = 1
     session: NodeSession
 
     def __init__(self, session: NodeSession) -> None:
         super().__init__(session)
-        self.uplink = session.settings.uplink
         self.execution: NodeExecution = NodeExecution("sequential")
 
     @override

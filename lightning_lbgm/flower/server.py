@@ -19,6 +19,7 @@ from lightning_lbgm.data.participation import Participation, Turnout
 from lightning_lbgm.data.rounds import RoundLoader
 from lightning_lbgm.data.samplers import SamplerState
 from lightning_lbgm.flower.agreement import agreement, digest, float_tensors
+from lightning_lbgm.flower.engine import EngineStrategy
 from lightning_lbgm.flower.nodes import NodeFeed, Nodes
 from lightning_lbgm.flower.records import Greeting
 from lightning_lbgm.flower.remote import Exchange, RemoteTrainer, Terms
@@ -28,7 +29,6 @@ from lightning_lbgm.protocol.downlink import Downlink
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.execution import Execution
 from lightning_lbgm.strategy.lazy import has_lazy_parameters
-from lightning_lbgm.strategy.rounds import RoundsStrategy
 from lightning_lbgm.strategy.session import Session
 from lightning_lbgm.strategy.settings import Settings
 
@@ -119,7 +119,7 @@ class _RemoteExecution(Execution):
         return RemoteTrainer(federation, module, local_loop.capture, self._nodes, self._exchange, self._terms())
 
 
-class ServerStrategy(RoundsStrategy):
+class ServerStrategy(EngineStrategy):
     """Lightning's strategy of a server.
 
     Args:
@@ -127,9 +127,6 @@ class ServerStrategy(RoundsStrategy):
         gather: Waits for nodes.
         exchange: Sends tasks to nodes and returns the replies.
         state: What is saved with the federation.
-
-    Attributes:
-        uplink: The stages.
     """
 
     strategy_name = "lbgm_server"
@@ -137,8 +134,6 @@ class ServerStrategy(RoundsStrategy):
 
     def __init__(self, session: ServerSession, gather: Gather, exchange: Exchange, state: SavedState) -> None:
         super().__init__(session)
-        self.uplink = session.settings.uplink
-        self.rounds_per_epoch = session.settings.rounds_per_epoch
         self._gather, self._state = gather, state
         self._agreed = ""
         self.execution = _RemoteExecution(session.nodes, exchange, self._terms)
@@ -238,7 +233,7 @@ class SavedState(pl.Callback):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         beside = self._path.with_name(f".{self._path.name}")
-        trainer.save_checkpoint(beside)
+        trainer.save_checkpoint(beside, weights_only=False)
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, self._path)

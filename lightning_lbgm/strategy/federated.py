@@ -25,6 +25,7 @@ from lightning_lbgm.data.participation import Participation
 from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
 from lightning_lbgm.data.samplers import Sampler
 from lightning_lbgm.protocol.broadcast import as_downlink
+from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.aggregation import Aggregator
 from lightning_lbgm.server.presets import ServerPreset
 from lightning_lbgm.strategy.execution import ExecutionMode
@@ -215,6 +216,11 @@ class LBGMFederated(RoundsStrategy):
     def round_index(self) -> int:
         """Rounds done, which is the index of the round to come."""
         return self.session.round_index
+
+    @property
+    def ledger(self) -> Ledger:
+        """The account of bits sent so far."""
+        return self.session.ledger
 
     def settings(self) -> dict[str, Any]:
         """Return the resolved settings as plain values, for loggers."""

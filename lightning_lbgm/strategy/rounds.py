@@ -30,7 +30,6 @@ from lightning_lbgm.clients.local import LocalLoop
 from lightning_lbgm.clients.objective_turn import ObjectiveTurn
 from lightning_lbgm.data.collection import TrainLoaders
 from lightning_lbgm.data.rounds import Round, RoundLoader
-from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.reports.reports import ClientReport, RoundReport
 from lightning_lbgm.simulation.federation import Federation
 from lightning_lbgm.strategy.batch_hooks import watch_batch_hooks
@@ -84,11 +83,6 @@ class RoundsStrategy(ClientModelsStrategy):
     @property
     def _federation(self) -> Federation | None:
         return self.session.federation
-
-    @property
-    def ledger(self) -> Ledger:
-        """The account of bits sent so far."""
-        return self.session.ledger
 
     # Environment
 

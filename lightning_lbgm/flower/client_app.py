@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,8 +124,10 @@ def federated_client_app(
     def answer(message: Message, context: Context) -> Message:
         memory: NodeMemory = {}
         session: NodeSession | None = None
+        ticket = ""
         try:
             asked: Greeting | Task = read(message.content, Greeting, Task)
+            ticket = asked.ticket
             client_id = asked.client_id if isinstance(asked, Task) else _own_number(context)
             store = _Store(context, state_dir, client_id)
             memory = store.load()
@@ -138,7 +141,7 @@ def federated_client_app(
                 store.save(session.remember())  # before the reply leaves, so that this end is never behind
         except (Unable, RecordError) as error:
             reply = Refusal(str(error), 0 if session is None else session.held)
-        return Message(write(reply), reply_to=message)
+        return Message(write(replace(reply, ticket=ticket)), reply_to=message)
 
     app = ClientApp()
     app.query()(answer)

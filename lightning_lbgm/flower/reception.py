@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import time
+from dataclasses import replace
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -54,7 +56,11 @@ class Reception:
             time.sleep(_POLL_SECONDS)
 
     def _greet(self, greeting: Greeting, node_ids: list[int]) -> None:
-        messages = [Message(write(greeting), node_id, MessageType.QUERY) for node_id in node_ids]
+        tickets = {node_id: secrets.token_hex(8) for node_id in node_ids}
+        messages = [
+            Message(write(replace(greeting, ticket=ticket)), node_id, MessageType.QUERY)
+            for node_id, ticket in tickets.items()
+        ]
         silent = set(node_ids)
         replies = self._grid.send_and_receive(messages, timeout=self._timeout)
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
@@ -70,7 +76,9 @@ class Reception:
             except RecordError as error:
                 self._nodes.refuse(node_id, str(error))
                 continue
-            if isinstance(answer, Refusal):
+            if answer.ticket != tickets[node_id]:
+                self._nodes.refuse(node_id, "the answer has another ticket than the greeting")
+            elif isinstance(answer, Refusal):
                 self._nodes.refuse(node_id, answer.reason)
             else:
                 self._nodes.admit(node_id, answer)

@@ -36,6 +36,7 @@ class Greeting:
         seed: The run's.
         local_epochs: Passes over the node's examples in a round; 0: steps are counted.
         local_steps: Optimizer steps in a round; 0: passes are counted.
+        ticket: Random, for this node alone, which its answer must have: other nodes do not know it.
     """
 
     federation: str
@@ -43,6 +44,7 @@ class Greeting:
     seed: int
     local_epochs: int
     local_steps: int
+    ticket: str = ""
     version: int = VERSION
 
 
@@ -54,11 +56,13 @@ class Introduction:
         client_id: The client that it is; -1: the server may choose.
         num_examples: n_k.
         num_steps: Its local steps in a round.
+        ticket: The greeting's.
     """
 
     client_id: int
     num_examples: int
     num_steps: int
+    ticket: str = ""
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class Task:
             full.
         shared: What the stages keep for all clients (threshold, layers, ...), in the binary form of a stage's state.
         model: The downlink's messages, in order: they make the global model out of what the node holds.
+        ticket: Random, for this node and round alone, which its answer must have: other nodes do not know it.
     """
 
     federation: str
@@ -99,6 +104,7 @@ class Task:
     state_version: int
     shared: bytes
     model: list[bytes]
+    ticket: str = ""
     version: int = VERSION
 
 
@@ -123,6 +129,7 @@ class Work:
         metric_names: Further numbers for the client's report.
         metric_values: The numbers.
         logged: What ``self.log`` was called with, as JSON.
+        ticket: The task's.
     """
 
     round_index: int
@@ -141,6 +148,7 @@ class Work:
     metric_names: list[str] = field(default_factory=list)
     metric_values: list[float] = field(default_factory=list)
     logged: str = "[]"
+    ticket: str = ""
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -161,10 +169,12 @@ class Refusal:
     Attributes:
         reason: Why, in words, for the server's log.
         held: Version of the model that the node holds; 0: none, so that it gets the whole model next time.
+        ticket: That of what was asked.
     """
 
     reason: str
     held: int
+    ticket: str = ""
     version: int = VERSION
 
     def __post_init__(self) -> None:

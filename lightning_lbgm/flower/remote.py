@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,7 @@ class RemoteTrainer:
         self._federation, self._module, self._nodes = federation, module, nodes
         self._exchange, self._terms = exchange, terms
         self._zeros = torch.zeros(0)
+        self._tickets: dict[int, str] = {}
 
     def run(self, round_: Round, start: RoundStart) -> Iterator[ClientUpdate]:
         """Yield the clients' updates."""
@@ -92,6 +94,7 @@ class RemoteTrainer:
         self._zeros = torch.zeros_like(start.params)
         shared = _shared_bytes(federation.uplink, federation.shared)
         tasks = {client_id: self._task(client_id, round_.index, start.seed, shared) for client_id in round_.cohort}
+        self._tickets = {client_id: task.ticket for client_id, task in tasks.items()}
         replies = self._by_client(round_, self._exchange(round_.index, tasks))
         logged = []
         for client_id in round_.cohort:
@@ -118,6 +121,7 @@ class RemoteTrainer:
             state_version=known["server"]["memory"],
             shared=shared,
             model=federation.downlink.outbox[client_id],
+            ticket=secrets.token_hex(8),
         )
 
     def _by_client(self, round_: Round, replies: Sequence[FlowerMessage]) -> dict[int, FlowerMessage]:
@@ -174,6 +178,11 @@ class RemoteTrainer:
         except RecordError as error:
             node.held = 0
             raise MessageError(str(error)) from error
+        if answer.ticket != self._tickets[client_id]:
+            node.held = 0
+            raise MessageError(
+                "The answer has another ticket than the task: it is of an earlier one, or of another node."
+            )
         node.held = answer.held
         if isinstance(answer, Refusal):
             raise MessageError(answer.reason)

@@ -95,6 +95,7 @@ CASES = {
     "another round": (rewritten(of_round_99), "round 99"),
     "foreign buffer": (foreign_buffer, "buffer 'mine'"),
     "says it is another": (changed(client_id=0), "answer is of client 0"),
+    "another ticket": (changed(ticket="0" * 16), "another ticket"),
     "says another round": (changed(round_index=0), "round 0"),
     "negative": (changed(local_steps=-5), "out of range"),
     "wrong type": (changed(message="text"), "a str, not bytes"),
@@ -157,7 +158,8 @@ def test_a_message_that_is_sent_again_is_refused(tmp_path, caplog):
         if message.metadata.dst_node_id != EVIL:
             return [reply]
         old.append(reply)
-        record = {**dict(old[0].content["lbgm"]), "round_index": int(message.metadata.group_id or 1) - 1}
+        fresh = {"round_index": int(message.metadata.group_id or 1) - 1, "ticket": message.content["lbgm"]["ticket"]}
+        record = {**dict(old[0].content["lbgm"]), **fresh}
         fresh = with_content(reply, RecordDict({"lbgm": ConfigRecord(record)}))
         return [fresh] if message.metadata.group_id == "2" else [reply, reply]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -158,3 +159,22 @@ def test_initial_arrays_and_evaluate_fn_are_flowers(tmp_path):
     assert not math.isclose(seen[2], 0.25)
     assert {k: dict(v) for k, v in result.evaluate_metrics_serverapp.items()} == {k: {"round": k} for k in (0, 1, 2)}
     assert torch.equal(result.arrays.to_torch_state_dict()["net.0.weight"], module.net[0].weight)
+
+
+class Steps(pl.Callback):
+    """Collects what a node's Trainer says at each local step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append((trainer.current_epoch, trainer.global_step, trainer.precision))
+
+
+def test_a_node_trains_with_the_trainer_that_it_is_given(tmp_path):
+    steps = Steps()
+    trainer = {"precision": "bf16-mixed", "callbacks": [steps], "gradient_clip_val": 0.5}
+    grid = MemoryGrid(make_apps(num_clients=2, uplink=[], trainer=trainer))
+    _, _, strategy, _ = serve(tmp_path, grid, rounds=2, num_clients=2, uplink=[], local_steps=2)
+    assert steps.seen == [(0, 0, "bf16-mixed")] * 4 + [(1, 1, "bf16-mixed")] * 4
+    assert strategy.refusals == {}

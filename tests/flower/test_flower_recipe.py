@@ -10,26 +10,26 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lightning_lbgm.flower
+
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "flower"
-BLOCKED = """
-import sys
-sys.modules["flwr"] = None
-import lightning_lbgm, lightning_lbgm.flower
-from lightning_lbgm import *
-try:
-    lightning_lbgm.flower.LBGMStrategy
-except ModuleNotFoundError as error:
-    assert "lightning-lbgm[flower]" in str(error), error
-else:
-    raise AssertionError("there is no Flower")
-"""
+BLOCKED = "import sys; sys.modules['flwr'] = None; import lightning_lbgm, lightning_lbgm.flower"
 
 
 def test_the_package_is_imported_without_flower():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", BLOCKED], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", lightning_lbgm.flower.__all__)
+def test_without_flower_its_names_say_what_to_install(name, monkeypatch):
+    for module in [module for module in sys.modules if module.startswith(("lightning_lbgm.flower.", "flwr"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-lbgm\[flower\]'"):
+        getattr(lightning_lbgm.flower, name)
 
 
 def test_the_services_of_the_compose_file_are_called_with_options_that_exist():

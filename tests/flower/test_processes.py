@@ -50,7 +50,7 @@ def test_three_nodes_one_of_which_is_killed_and_an_intruder(tmp_path):
     expected, model = simulate("both", ROUNDS)
     assert [one["round"] for one in numbers["rounds"]] == list(range(ROUNDS))
     accuracy = [one["val/acc"] for one in numbers["rounds"]]
-    assert accuracy[-1] > 0.85
+    assert accuracy[-1] > 0.75
     assert accuracy[-1] >= expected[-1]["val/acc"] - 0.02
     if not numbers["refusals"]:  # the node was back in time for the next round: nothing was lost, to the bit
         assert accuracy == [one["val/acc"] for one in expected]

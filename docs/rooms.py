@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "lightning_lbgm"
 PAGE = Path(__file__).parent / "architecture.md"
 PICTURE = Path(__file__).parent / "images" / "rooms.svg"
 
-ABOVE = ("strategy", "callbacks", "_compat")
+ABOVE = ("flower", "strategy", "callbacks", "_compat")
 """Rooms that may import Lightning, torchmetrics, MLflow and matplotlib, top first."""
 
 BELOW = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OWN = {"lightning_lbgm", "benchmarks", "recipes", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+OWN = {"lightning_lbgm", "benchmarks", "recipes", "digits", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
 TOOLS = {  # run, not imported
     *("build", "ipykernel", "mkdocs_material", "mkdocstrings", "mypy", "nbclient", "pytest_xdist", "ruff", "rich")
 }
@@ -60,10 +60,10 @@ def distributions(folder):
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("lightning_lbgm", ()),
-        ("recipes", ("cli", "llm", "ray", "tuning")),
+        ("lightning_lbgm", ("flower",)),
+        ("recipes", ("cli", "flower", "llm", "ray", "tuning")),
         ("benchmarks", ("cli",)),
-        ("tests", ("cli", "dev", "llm", "tuning")),
+        ("tests", ("cli", "dev", "flower", "llm", "tuning")),
     ],
 )
 def test_what_is_imported_is_declared(folder, extras):
@@ -76,4 +76,7 @@ def test_what_is_declared_is_imported():
     needed = set(distributions("lightning_lbgm")) | {"mlflow", "torchmetrics", "torchvision"}
     assert declared() <= needed
     everything = needed | {n for folder in ("recipes", "benchmarks", "tests") for n in distributions(folder)}
-    assert declared("cli", "dev", "llm", "ray", "tuning") - everything <= TOOLS | {"lightning_lbgm", "jsonargparse"}
+    assert declared("cli", "dev", "flower", "llm", "ray", "tuning") - everything <= TOOLS | {
+        "lightning_lbgm",
+        "jsonargparse",
+    }

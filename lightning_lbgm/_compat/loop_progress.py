@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-__all__ = ["between_rounds", "start_next_epoch"]
+__all__ = ["between_rounds", "start_at", "start_next_epoch"]
 
 _EPOCH, _BATCH = "epoch_progress", "epoch_loop.batch_progress"
 _VALIDATION, _STEPS = "epoch_loop.val_loop.batch_progress", "epoch_loop.automatic_optimization.optim_progress"
@@ -75,3 +75,14 @@ def start_next_epoch(trainer: pl.Trainer) -> None:
     for part in (loop, loop.epoch_loop, loop.epoch_loop.val_loop):
         part._restarting = False
         part.reset_restart_stage()
+
+
+def start_at(trainer: pl.Trainer, steps: int, epochs: int) -> None:
+    """Let a new Trainer count on from so many rounds and epochs, which others have made."""
+    loop = trainer.fit_loop
+    epoch: Any = loop.epoch_progress
+    done = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    done.ready = done.completed = steps
+    for counters in (epoch.total, epoch.current):
+        counters.ready = counters.started = counters.processed = counters.completed = epochs
+    loop.epoch_loop._batches_that_stepped = steps  # the loggers' step

@@ -17,7 +17,8 @@ from lightning_lbgm.clients.optimizer_start import OptimizerStart
 from lightning_lbgm.clients.personal import Alternation, PersonalParameters
 from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.data.feed import Feed
-from lightning_lbgm.protocol.downlink import DownlinkServer
+from lightning_lbgm.protocol.channel import Channel
+from lightning_lbgm.protocol.downlink import Downlink, DownlinkServer
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.buffers import Buffers
 from lightning_lbgm.server.objective import ServerObjective
@@ -134,7 +135,8 @@ class Session:
             settings.weighting,
             self.seed,
             world,
-            downlink=DownlinkServer(settings.downlink, flat.layout) if settings.downlink.stages else None,
+            channel=self.make_channel(module, flat),
+            downlink=self.make_downlink(flat),
             store=settings.store,
             capacity=settings.capacity,
             sampler=settings.participation.sampler,
@@ -147,6 +149,15 @@ class Session:
             resume(settings, federation, feed, restored)
         self.federation = federation
         return federation
+
+    def make_channel(self, module: pl.LightningModule, flat: FlatParameters) -> Channel | None:
+        """Return the way from a client to the server; None: within this process."""
+        return None
+
+    def make_downlink(self, flat: FlatParameters) -> Downlink | None:
+        """Return the way from the server to the clients; None: each gets the whole model."""
+        downlink = self.settings.downlink
+        return DownlinkServer(downlink, flat.layout) if downlink.stages else None
 
     def current(self, module: pl.LightningModule, world: World) -> Federation:
         """Return the federation, made anew if a callback has frozen or unfrozen parameters."""

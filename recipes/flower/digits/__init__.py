@@ -1,0 +1,1 @@
+"""A Flower app: handwritten digits, one partition a node."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -227,10 +229,23 @@ def _fit(
     taken = sorted(ours.keys() & arguments.keys())
     if taken:
         raise ValueError(f"`trainer` must not have {taken}: a node's Trainer makes one round, as the server asks.")
-    trainer = pl.Trainer(**{**quiet, "devices": 1, **arguments, **ours})
-    start_at(trainer, round_index, epoch)
-    trainer.fit(module, datamodule=data)
+    with _without_notes():
+        trainer = pl.Trainer(**{**quiet, "devices": 1, **arguments, **ours})
+        start_at(trainer, round_index, epoch)
+        trainer.fit(module, datamodule=data)
     return strategy
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keep what Lightning says at each fit, such as the devices it found, out of a node's log: each round is a fit."""
+    notes = logging.getLogger("lightning.pytorch")
+    level = notes.level
+    notes.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        notes.setLevel(level)
 
 
 def _catch_up_schedules(trainer: pl.Trainer, round_index: int, rounds_per_epoch: int) -> None:

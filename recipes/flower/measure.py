@@ -21,7 +21,7 @@ from recipes.flower.federation import Federation
 from recipes.flower.proxy import CountingProxy
 from recipes.flower.simulate import simulate
 
-METHODS = ("fedavg", "lbgm", "both")
+METHODS = ("fedavg", "lbgm", "both", "recommended")
 
 
 class Samples:
@@ -57,7 +57,7 @@ class Samples:
             self._counts.append((sum(p.up for p in self._proxies), sum(p.down for p in self._proxies)))
 
 
-def measure(method: str, rounds: int, nodes: int, idle: float = 20) -> dict[str, Any]:
+def measure(method: str, rounds: int, nodes: int, config: dict[str, Any], idle: float = 20) -> dict[str, Any]:
     """Run a federation; return each round's bytes, the ledger's, the simulation's numbers, and idle bytes a second."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="federation-")))
@@ -71,7 +71,9 @@ def measure(method: str, rounds: int, nodes: int, idle: float = 20) -> dict[str,
         time.sleep(idle)
         calm = [b - a for a, b in zip(samples.at(before), samples.at(before + idle))]
         results = folder / "results.json"
-        run_id = federation.run(method=method, rounds=rounds, partitions=nodes, min_nodes=nodes, results=str(results))
+        run_id = federation.run(
+            method=method, rounds=rounds, partitions=nodes, min_nodes=nodes, results=str(results), **config
+        )
         status = federation.wait(run_id, 3000)
         if not results.exists():
             raise RuntimeError(f"The run ended as {status}.\n{federation.flwr('log', run_id, 'here', '--show')}")
@@ -90,7 +92,7 @@ def measure(method: str, rounds: int, nodes: int, idle: float = 20) -> dict[str,
                     "ledger down": one["comm/downlink_bytes"],
                 }
             )
-    expected, _ = simulate(method, rounds, nodes)
+    expected, _ = simulate(method, rounds, nodes, **config)
     return {
         "method": method,
         "idle up a second": calm[0] / idle,
@@ -109,13 +111,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--hidden", type=int, default=64, help="width of the model")
+    parser.add_argument("--mnist", type=Path, help="folder of torchvision's MNIST, instead of the small digits")
     parser.add_argument("--output", type=Path, help="for all numbers, as JSON")
     given = parser.parse_args()
+    config: dict[str, Any] = {"hidden": given.hidden}
+    if given.mnist:
+        config |= {"data": "mnist", "data-dir": str(given.mnist.resolve())}
     found = []
     print("| method | round | up, ledger | up, measured | down, ledger | down, measured |")
     print("| --- | --- | --- | --- | --- | --- |")
     for method in given.methods:
-        result = measure(method, given.rounds, given.nodes)
+        result = measure(method, given.rounds, given.nodes, config)
         found.append(result)
         for row in result["rows"]:
             cells = [row["ledger up"], row["up"], row["ledger down"], row["down"]]

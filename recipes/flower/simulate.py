@@ -23,7 +23,8 @@ def simulate(
     method: str, rounds: int, partitions: int = 3, local_steps: int = 30, seed: int = 1, **config: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Return each round's numbers, as the app's server collects them, and the final model."""
-    module, data = make({"data": "digits", "data-dir": "", "partitions": partitions, "seed": seed, **config}, None)
+    defaults = {"data": "digits", "data-dir": "", "hidden": 64}
+    module, data = make({**defaults, "partitions": partitions, "seed": seed, **config}, None)
     collected = Rounds()
     strategy = LBGMFederated(
         num_clients=partitions,

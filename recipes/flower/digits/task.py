@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from lightning_lbgm import QSGD, DirichletPartitioner, LookBack, TopK
+from lightning_lbgm import QSGD, DirichletPartitioner, LookBack, SignSGD, Ternary, TopK
 from lightning_lbgm.data import make_partitions
 
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"uplink": [], "downlink": []},
     "lbgm": {"uplink": [LookBack(threshold=0.4)], "downlink": []},
     "both": {"uplink": [TopK(0.1), LookBack(threshold=0.4)], "downlink": [TopK(0.1), QSGD(7, bucket_size=512)]},
+    "recommended": {"uplink": [Ternary()], "downlink": [TopK(0.05), SignSGD()]},
 }
 """Stages by method; any others will do, if both ends have the same."""
 
@@ -100,4 +101,4 @@ def make(config: dict[str, Any], partition: int | None) -> tuple[Classifier, Dig
         str(config["data"]), str(config["data-dir"]), partition, int(config["partitions"]), int(config["seed"])
     )
     torch.manual_seed(int(config["seed"]))
-    return Classifier(data.inputs), data
+    return Classifier(data.inputs, int(config["hidden"])), data

@@ -65,7 +65,16 @@ class NodeEvaluation(pl.Callback):
         )
         model = message.to_bytes() if clients else b""
         trials = {
-            k: Trial(terms.federation, terms.settings, federation.seed, round_index, k, model, secrets.token_hex(8))
+            k: Trial(
+                terms.federation,
+                terms.settings,
+                federation.seed,
+                terms.rounds_per_epoch,
+                round_index,
+                k,
+                model,
+                secrets.token_hex(8),
+            )
             for k in clients
         }
         scores: dict[int, ClientScores] = {}

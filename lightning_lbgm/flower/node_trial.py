@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_lbgm._compat.lightning import is_overridden_by
+from lightning_lbgm._compat.loop_progress import start_at
 from lightning_lbgm.clients.personal import PersonalParameters
 from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.compression.context import Context
@@ -66,14 +67,12 @@ def rate(
         "inference_mode": False,  # the module is trained again, and its tensors are written to here
     }
     lightning = pl.Trainer(**{**quiet, "devices": 1, **trainer, **ours})
+    start_at(lightning, trial.round_index + 1, trial.round_index // trial.rounds_per_epoch)
     device = lightning.strategy.root_device
     with isolated_rng(device):
-        # What is drawn meanwhile is what a client's evaluation in a simulation draws.
+        # What is drawn meanwhile is a function of seed, round and client.
         seed_global_rng(derive_seed(trial.seed, "evaluation", trial.round_index + 1, trial.client_id), device)
-        try:
-            found = lightning.validate(module, datamodule=data, verbose=False)
-        finally:
-            trying.close()
+        found = lightning.validate(module, datamodule=data, verbose=False)
     if not trying.num_examples:
         raise Unable("This node has no validation data.")
     metrics = {name: float(value) for one in found for name, value in one.items()}
@@ -108,6 +107,10 @@ class _Trying(pl.Callback):
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.close()
+
+    @override
+    def on_exception(self, *args: Any) -> None:
+        self.close()  # while the module is still on its device
 
     def close(self) -> None:
         """Give the module back as it was."""

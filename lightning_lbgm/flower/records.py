@@ -12,20 +12,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-__all__ = [
-    "KEY",
-    "VERSION",
-    "Greeting",
-    "Introduction",
-    "RecordError",
-    "Refusal",
-    "Score",
-    "Task",
-    "Trial",
-    "Work",
-    "read",
-    "write",
-]
+__all__ = ["Greeting", "Introduction", "RecordError", "Refusal", "Score", "Task", "Trial", "Work", "read", "write"]
 
 KEY = "lbgm"
 VERSION = 1
@@ -183,6 +170,7 @@ class Trial:
         federation: Names the federation.
         settings: Digest of what both ends must agree on.
         seed: The run's.
+        rounds_per_epoch: Rounds in a Lightning epoch.
         round_index: The round after which it is evaluated, from 0.
         client_id: The client that the node is.
         model: A ``Message`` with the whole model. It has nothing to do with what the node holds of the downlink.
@@ -192,6 +180,7 @@ class Trial:
     federation: str
     settings: str
     seed: int
+    rounds_per_epoch: int
     round_index: int
     client_id: int
     model: bytes

@@ -48,6 +48,19 @@ def norm_net():
     return make_net(norm=True)
 
 
+class Counting(Net):
+    """Logs what a simulation's evaluation would have too."""
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log_dict({"epoch": float(self.current_epoch), "round": float(self.global_step), "random": torch.rand(1)})
+
+
+def counting():
+    torch.manual_seed(0)
+    return Counting(norm=True)
+
+
 def accuracy(module, data):
     x, y = data.tensors
     with torch.no_grad():
@@ -89,7 +102,7 @@ def test_scores_are_those_of_the_rounds_result_on_each_nodes_data(tmp_path):
 
 
 def test_a_node_evaluates_with_what_is_its_own_and_trains_as_without(tmp_path):
-    settings = {"uplink": [], "net": norm_net, "buffers": "client", "personal": ["net.4.*"], "local_steps": 1}
+    settings = {"uplink": [], "net": counting, "buffers": "client", "personal": ["net.4.*"], "local_steps": 1}
     evaluation = ClientEvaluation(data=VALS, every_n_rounds=1, own_models=False, table=False)
     expected, wanted, _ = simulate(tmp_path, rounds=2, callbacks=[evaluation], **settings)
     grids = [MemoryGrid(make_apps(val=VALS, **settings)) for _ in range(2)]
@@ -98,9 +111,10 @@ def test_a_node_evaluates_with_what_is_its_own_and_trains_as_without(tmp_path):
     assert same(module, expected)
     assert same(module, plain)
     for one, other in zip(seen.metrics, wanted.metrics):
-        for part in ("mean", "worst", "p10", "std"):
-            name = f"clients/val_acc_{part}"
-            assert one[name] == pytest.approx(other[name], rel=1e-5)
+        for metric in ("val_acc", "epoch", "round"):
+            for part in ("mean", "worst", "p10", "std"):
+                name = f"clients/{metric}_{part}"
+                assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
     messages = [[r.content["lbgm"]["message"] for r in g.received if r.metadata.message_type == "train"] for g in grids]
     assert messages[0] == messages[1]
     # Without the option nothing is asked, and nothing logged.
@@ -235,7 +249,7 @@ class NoStep(pl.LightningModule):
 )
 def test_a_node_that_cannot_evaluate_says_why(module, data, words):
     app = federated_client_app(module(), data(), trainer={"accelerator": "cpu"})
-    trial = Trial("name", "digest", 1, 0, 0, b"", "ticket")
+    trial = Trial("name", "digest", 1, 1, 0, 0, b"", "ticket")
     (reply,) = MemoryGrid({100: app}).send_and_receive([Message(write(trial), 100, "evaluate")])
     answer = read(reply.content, Refusal)
     assert answer.ticket == "ticket"
@@ -256,6 +270,40 @@ def test_a_model_that_does_not_fit_is_refused_by_the_node(tmp_path):
         assert words in read(reply.content, Refusal).reason
     (reply,) = grid.send_and_receive([Message(write(trial), 100, "evaluate")])
     assert read(reply.content, Score).num_examples == SIZES[0]
+
+
+class Broken(Counting):
+    """Has a validation that fails if it is told to."""
+
+    broken = False
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        if self.broken:
+            raise ValueError("broken")
+
+
+def test_an_evaluation_leaves_a_nodes_module_as_it_was(tmp_path):
+    apps = make_apps(net=norm_net, val=VALS, **SETTINGS)
+    grid = MemoryGrid(apps)
+    serve(tmp_path, grid, rounds=1, net=norm_net, **SETTINGS, **ALL)
+    (message, *_) = [m for m in grid.sent if m.metadata.message_type == "evaluate"]
+    module = Broken(norm=True)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    options = {name: value for name, value in SETTINGS.items() if name != "local_steps"}
+    app = federated_client_app(module, Data(None, VALS[0]), trainer={"accelerator": "cpu"}, **options)
+    scores = []
+    for module.broken in (False, False, True):
+        random = torch.get_rng_state()
+        (reply,) = MemoryGrid({100: app}).send_and_receive([Message(message.content, 100, "evaluate")])
+        if module.broken:
+            assert reply.error.reason == "broken"
+        else:
+            scores.append(read(reply.content, Score))
+        assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), random)
+        torch.rand(1)
+    assert scores[0] == scores[1]  # also what is drawn at random in it
 
 
 def test_a_node_without_validation_data_trains_and_is_asked_once(tmp_path, caplog, monkeypatch):
@@ -295,7 +343,7 @@ def test_a_round_without_an_answer_has_no_scores(tmp_path):
 
 
 def test_records_of_an_evaluation_survive_flowers_serialisation():
-    for record in (Trial("name", "digest", 1, 3, 2, b"\x08"), Score(3, 2, 5, ["val/acc"], [0.5], "ticket")):
+    for record in (Trial("name", "digest", 1, 1, 3, 2, b"\x08"), Score(3, 2, 5, ["val/acc"], [0.5], "ticket")):
         content = write(record)
         crossed = RecordDict({"lbgm": ConfigRecord.inflate(content["lbgm"].deflate())})
         assert read(crossed, Task, type(record)) == record

@@ -147,7 +147,8 @@ def federated_client_app(
                     reply = work(session, arguments, model, data, asked)
                     store.save(session.remember())  # before the reply leaves, so that this end is never behind
         except (Unable, RecordError) as error:
-            reply = Refusal(str(error), 0 if session is None else session.held)
+            lasting = isinstance(error, Unable) and error.lasting
+            reply = Refusal(str(error), 0 if session is None else session.held, lasting=lasting)
         return Message(write(replace(reply, ticket=ticket)), reply_to=message)
 
     app = ClientApp()

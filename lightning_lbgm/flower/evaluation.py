@@ -50,7 +50,7 @@ class NodeEvaluation(pl.Callback):
     ) -> None:
         self._nodes, self._there, self._num_wanted = nodes, there, num_wanted
         self._exchange, self._told = exchange, told
-        self._unable: set[int] = set()  # nodes that have refused, which would do so again
+        self._unable: set[int] = set()  # nodes that would refuse again
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -99,8 +99,9 @@ class NodeEvaluation(pl.Callback):
             try:
                 answer: Score | Refusal = answers.read(client_id, Score)
                 if isinstance(answer, Refusal):
-                    self._unable.add(self._nodes[client_id].node_id)
-                    raise MessageError(f"{answer.reason} It is not asked again.")
+                    if answer.lasting:
+                        self._unable.add(self._nodes[client_id].node_id)
+                    raise MessageError(f"{answer.reason}{' It is not asked again.' if answer.lasting else ''}")
                 answers.check(client_id, answer)
                 found[client_id] = answer
             except MessageError as error:

@@ -31,7 +31,15 @@ and ``downlink``, what it holds of the global model."""
 
 
 class Unable(Exception):
-    """A node cannot do what it was asked, for a reason that the server is to know."""
+    """A node cannot do what it was asked, for a reason that the server is to know.
+
+    Attributes:
+        lasting: Whether it could not if it were asked again.
+    """
+
+    def __init__(self, reason: str, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 class Introduced(Exception):

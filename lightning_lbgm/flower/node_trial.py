@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -58,7 +59,7 @@ def rate(
     """
     for hook, owner in (("validation_step", module), ("val_dataloader", data)):
         if not is_overridden_by(hook, owner):
-            raise Unable(f"This node has no validation: `{type(owner).__name__}` has no `{hook}`.")
+            raise Unable(f"This node has no validation: `{type(owner).__name__}` has no `{hook}`.", lasting=True)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     given = trainer.get("callbacks") or []
     trying = _Trying(lambda model: _tried(settings, downlink, memory, model, trial))
@@ -74,8 +75,11 @@ def rate(
         seed_global_rng(derive_seed(trial.seed, "evaluation", trial.round_index + 1, trial.client_id), device)
         found = lightning.validate(module, datamodule=data, verbose=False)
     if not trying.num_examples:
-        raise Unable("This node has no validation data.")
+        raise Unable("This node has no validation data.", lasting=True)
     metrics = {name: float(value) for one in found for name, value in one.items()}
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise Unable(f"The metrics {wrong} are not finite on this node's validation data.")
     return Score(trial.round_index, trial.client_id, trying.num_examples, list(metrics), list(metrics.values()))
 
 
@@ -141,11 +145,12 @@ def _tried(
         personal = None if settings.personal is None else PersonalParameters(settings.personal, module)
         flat = FlatParameters(module, None if personal is None else personal.includes)
     except ValueError as error:
-        raise Unable(f"`{type(module).__name__}` cannot take the model. {error}") from error
+        raise Unable(f"`{type(module).__name__}` cannot take the model. {error}", lasting=True) from error
     if digest(agreement(settings, downlink, flat.layout)) != trial.settings:
         raise Unable(
             "The settings, or the parameters that are trained, differ from those at the server. They must be known"
-            " without training here: freeze parameters in the module, not in a callback."
+            " without training here: freeze parameters in the module, not in a callback.",
+            lasting=True,
         )
     end = DownlinkClient(as_downlink([]), flat.layout, float_tensors(module))
     try:

@@ -225,11 +225,13 @@ class Refusal:
         reason: Why, in words, for the server's log.
         held: Version of the model that the node holds; 0: none, so that it gets the whole model next time.
         ticket: That of what was asked.
+        lasting: Whether it would refuse a ``Trial`` again, so that it is asked for no other in this run.
     """
 
     reason: str
     held: int
     ticket: str = ""
+    lasting: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:

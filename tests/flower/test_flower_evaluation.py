@@ -306,17 +306,25 @@ def test_an_evaluation_leaves_a_nodes_module_as_it_was(tmp_path):
     assert scores[0] == scores[1]  # also what is drawn at random in it
 
 
+class NotFinite(Net):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", math.nan)
+
+
 def test_a_node_without_validation_data_trains_and_is_asked_once(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     apps = make_apps(val=VALS, **SETTINGS)
     options = {name: value for name, value in SETTINGS.items() if name != "local_steps"}
     apps[101] = federated_client_app(make_net(), NoValidation(), trainer={"accelerator": "cpu"}, **options)
+    broken = Data(subset(TRAIN, parts(TRAIN)[2]), VALS[2])
+    apps[102] = federated_client_app(NotFinite(), broken, trainer={"accelerator": "cpu"}, **options)
     grid = MemoryGrid(apps)
     _, seen, strategy, _ = serve(tmp_path, grid, rounds=2, **SETTINGS, **ALL)
-    assert asked(grid) == {1: [0, 1, 2], 2: [0, 2]}
-    assert strategy.refusals == {1: 1}
+    assert asked(grid) == {1: [0, 1, 2], 2: [0, 2]}  # what is not finite now may be later
+    assert strategy.refusals == {1: 1, 2: 2}
     assert "`NoValidation` has no `val_dataloader`. It is not asked again." in caplog.text
-    assert [metrics["fl/evaluated_clients"] for metrics in seen.metrics] == [2, 2]
+    assert caplog.text.count("['val_acc'] are not finite on this node's validation data.\n") == 2
+    assert [metrics["fl/evaluated_clients"] for metrics in seen.metrics] == [1, 1]
     assert [len(report.clients) for report in seen.reports] == [3, 3]
 
 

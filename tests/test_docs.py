@@ -47,6 +47,7 @@ def test_the_metrics_page_lists_what_is_logged():
     advice.begin(as_chain(LookBack()), {"clients_per_round": 1, "num_clients": 2}, anew=True)
     broadcast = Broadcast(decision=Decision((True,), (0.1,), (1.0,)))
     report = RoundReport(0, (), 0.0, broadcast=broadcast, num_available=1, time=RoundTime(()))
-    logged = {*round_metrics(report, Ledger()), *advice.observe(report)}
+    of_nodes = {"comm/evaluation_bytes", "fl/evaluated_clients"}  # tests/flower sees them logged
+    logged = {*round_metrics(report, Ledger()), *advice.observe(report), *of_nodes}
     listed = set(re.findall(r"^\| `((?:comm|lbgm|fl|time)/\w+)`", (DOCS / "metrics.md").read_text(), re.MULTILINE))
     assert logged == listed

@@ -171,13 +171,19 @@ class LBGMCallback(WritingCallback):
 
     def _warn_of_rejection(self, report: RoundReport) -> None:
         """Warn the first time that a client is left out."""
-        rejected = [client.client_id for client in report.clients if client.rejected]
+        rejected = [client for client in report.clients if client.rejected]
         if not rejected or self._warned_of_rejection:
             return
         self._warned_of_rejection = True
-        more = f" and {len(rejected) - 1} more" if len(rejected) > 1 else ""
+        first, more = rejected[0], f" and {len(rejected) - 1} more" if len(rejected) > 1 else ""
+        if first.missing:
+            rank_zero_warn(
+                f"Round {report.round_index}: the update of client {first.client_id}{more} is missing."
+                f" {first.missing.rstrip('.')}. `fl/rejected_clients` counts them from now on."
+            )
+            return
         rank_zero_warn(
-            f"Round {report.round_index}: the update of client {rejected[0]}{more} is not finite and was left out."
+            f"Round {report.round_index}: the update of client {first.client_id}{more} is not finite and was left out."
             " `fl/rejected_clients` counts them from now on. A smaller client learning rate or `gradient_clip_val`"
             " usually helps."
         )

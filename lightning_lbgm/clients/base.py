@@ -62,6 +62,7 @@ class ClientUpdate:
             a part in it, because then the state follows from the decoded update.
         step_sizes: For each parameter the sum of the learning rates of its local steps, if the server has a part in
             its local objective.
+        missing: Why there is no update, in words; empty if there is one.
     """
 
     client_id: int
@@ -70,6 +71,7 @@ class ClientUpdate:
     buffers: dict[str, Tensor]
     objective: ObjectiveState | None = None
     step_sizes: tuple[float, ...] = ()
+    missing: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.flower.files import dump, parse, read_file, write_file
 from lightning_lbgm.flower.node import introduce, work
 from lightning_lbgm.flower.node_session import NodeMemory, NodeSession, Unable
-from lightning_lbgm.flower.records import Greeting, RecordError, Refusal, Task, read, write
+from lightning_lbgm.flower.node_trial import rate
+from lightning_lbgm.flower.records import Greeting, RecordError, Refusal, Task, Trial, read, write
 from lightning_lbgm.protocol.broadcast import as_downlink
 from lightning_lbgm.strategy.settings import Settings
 
@@ -58,7 +59,8 @@ def federated_client_app(
         module: The module, or a function of Flower's ``Context`` that makes it, called for each message. Parameters
             come from the server.
         datamodule: The node's data, or a function of the context that makes it, for instance for its ``partition-id``.
-            Its ``train_dataloader`` returns one ``DataLoader``.
+            Its ``train_dataloader`` returns one ``DataLoader``. If it has a ``val_dataloader``, the server can have the
+            global model evaluated on it by the module's ``validation_step``.
         uplink: The stages, the same as at the server. None: ``[LookBack(threshold=0.2)]``.
         downlink: The stages, the same as at the server.
         buffers: As for ``LBGMFederated``, the same as at the server.
@@ -71,7 +73,7 @@ def federated_client_app(
         trainer: Arguments of Lightning's ``Trainer``: ``accelerator``, ``precision``, ``callbacks`` and others.
 
     Returns:
-        The app, with functions for ``query`` and ``train``.
+        The app, with functions for ``query``, ``train`` and ``evaluate``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -94,16 +96,18 @@ def federated_client_app(
     down = as_downlink([] if downlink is None else downlink)
     arguments = dict(trainer or {})
 
-    def settings_for(asked: Task | Greeting, client_id: int) -> Settings:
-        local_steps = asked.local_steps or None
+    def settings_for(asked: Task | Greeting | Trial, client_id: int) -> Settings:
+        local_epochs, local_steps = (
+            (None, None) if isinstance(asked, Trial) else (asked.local_epochs, asked.local_steps)
+        )
         return Settings(
             num_clients=client_id + 1,
             partitioner=None,
             uplink=stages,
             downlink=as_downlink([]),
             clients_per_round=1,
-            local_epochs=asked.local_epochs or None,
-            local_steps=local_steps,
+            local_epochs=local_epochs or None,
+            local_steps=local_steps or None,
             server_optimizer=None,
             weighting="examples",
             buffers=buffers,
@@ -115,7 +119,7 @@ def federated_client_app(
             objective=objective,
             client_store="memory",
             client_capacity=None,
-            personal=Personal.of(personal, personal_steps, local_steps),
+            personal=Personal.of(personal, personal_steps, local_steps or None),
         )
 
     def made(given: Any, context: Context, kind: type) -> Any:
@@ -126,26 +130,31 @@ def federated_client_app(
         session: NodeSession | None = None
         ticket = ""
         try:
-            asked: Greeting | Task = read(message.content, Greeting, Task)
+            asked: Greeting | Task | Trial = read(message.content, Greeting, Task, Trial)
             ticket = asked.ticket
-            client_id = asked.client_id if isinstance(asked, Task) else _own_number(context)
+            client_id = _own_number(context) if isinstance(asked, Greeting) else asked.client_id
             store = _Store(context, state_dir, client_id)
-            memory = store.load()
-            session = NodeSession(settings_for(asked, max(client_id, 0)), down, asked, memory, max(client_id, 0))
+            memory, settings = store.load(), settings_for(asked, max(client_id, 0))
             model, data = made(module, context, pl.LightningModule), made(datamodule, context, pl.LightningDataModule)
             reply: Any
-            if isinstance(asked, Greeting):
-                reply = introduce(session, arguments, model, data, client_id)
+            if isinstance(asked, Trial):
+                reply = rate(settings, down, memory, arguments, model, data, asked)
             else:
-                reply = work(session, arguments, model, data, asked)
-                store.save(session.remember())  # before the reply leaves, so that this end is never behind
+                session = NodeSession(settings, down, asked, memory, max(client_id, 0))
+                if isinstance(asked, Greeting):
+                    reply = introduce(session, arguments, model, data, client_id)
+                else:
+                    reply = work(session, arguments, model, data, asked)
+                    store.save(session.remember())  # before the reply leaves, so that this end is never behind
         except (Unable, RecordError) as error:
-            reply = Refusal(str(error), 0 if session is None else session.held)
+            lasting = isinstance(error, Unable) and error.lasting
+            reply = Refusal(str(error), 0 if session is None else session.held, lasting=lasting)
         return Message(write(replace(reply, ticket=ticket)), reply_to=message)
 
     app = ClientApp()
     app.query()(answer)
     app.train()(answer)
+    app.evaluate()(answer)
     return app
 
 

@@ -23,7 +23,7 @@ from lightning_lbgm.simulation.world import World, to_device
 from lightning_lbgm.strategy.session import Session
 from lightning_lbgm.strategy.settings import Settings
 
-__all__ = ["Introduced", "NodeMemory", "NodeSession", "Unable"]
+__all__ = ["Introduced", "NodeMemory", "NodeSession", "Unable", "put"]
 
 NodeMemory = dict[str, Any]
 """What a node keeps between rounds, built-ins and tensors: ``federation``, its name; ``client``, the client's state;
@@ -31,7 +31,15 @@ and ``downlink``, what it holds of the global model."""
 
 
 class Unable(Exception):
-    """A node cannot do what it was asked, for a reason that the server is to know."""
+    """A node cannot do what it was asked, for a reason that the server is to know.
+
+    Attributes:
+        lasting: Whether it could not if it were asked again.
+    """
+
+    def __init__(self, reason: str, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 class Introduced(Exception):
@@ -121,7 +129,7 @@ class NodeSession(Session):
             raise Unable(f"The model does not follow from what this node holds. {error}") from error
         if end.held is None:
             raise Unable("The server sent no model, and this node holds none.")
-        _put(module, end.buffers)
+        put(module, end.buffers)
         self._held = end
         bits = sum(8 * (len(data) - HEADER_BYTES) for data in task.model)
         is_whole = any(message.base_version == 0 for message in messages)
@@ -145,7 +153,7 @@ class NodeSession(Session):
 
 
 @torch.no_grad()
-def _put(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
+def put(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
     """Set buffers and frozen parameters by name."""
     own = float_tensors(module)
     for name, value in values.items():

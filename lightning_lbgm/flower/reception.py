@@ -55,6 +55,11 @@ class Reception:
                 log.info("Waiting for nodes: %s of %s are there.", len(there), self._min_available)
             time.sleep(_POLL_SECONDS)
 
+    def look(self) -> tuple[int, ...]:
+        """Return the clients whose nodes are there now, without waiting and without greeting new ones."""
+        self._nodes.see(self._grid.get_node_ids())
+        return self._nodes.available()
+
     def _greet(self, greeting: Greeting, node_ids: list[int]) -> None:
         tickets = {node_id: secrets.token_hex(8) for node_id in node_ids}
         messages = [

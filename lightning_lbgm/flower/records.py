@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-__all__ = ["KEY", "VERSION", "Greeting", "Introduction", "RecordError", "Refusal", "Task", "Work", "read", "write"]
+__all__ = ["Greeting", "Introduction", "RecordError", "Refusal", "Score", "Task", "Trial", "Work", "read", "write"]
 
 KEY = "lbgm"
 VERSION = 1
@@ -163,6 +163,61 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What the server asks of a node that is to evaluate the global model on its own validation data.
+
+    Attributes:
+        federation: Names the federation.
+        settings: Digest of what both ends must agree on.
+        seed: The run's.
+        rounds_per_epoch: Rounds in a Lightning epoch.
+        round_index: The round after which it is evaluated, from 0.
+        client_id: The client that the node is.
+        model: A ``Message`` with the whole model. It has nothing to do with what the node holds of the downlink.
+        ticket: Random, for this node and evaluation alone, which its answer must have.
+    """
+
+    federation: str
+    settings: str
+    seed: int
+    rounds_per_epoch: int
+    round_index: int
+    client_id: int
+    model: bytes
+    ticket: str = ""
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Score:
+    """A node's answer to a ``Trial``.
+
+    Attributes:
+        round_index: The round.
+        client_id: The client that the node is.
+        num_examples: Examples that the model was evaluated on.
+        metric_names: What ``validation_step`` logged.
+        metric_values: Its values, finite.
+        ticket: The trial's.
+    """
+
+    round_index: int
+    client_id: int
+    num_examples: int
+    metric_names: list[str]
+    metric_values: list[float]
+    ticket: str = ""
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        names, values = self.metric_names, self.metric_values
+        _check(0 < self.num_examples < 2**40, "num_examples", self.num_examples)
+        _check(len(set(names)) == len(names) == len(values) <= 1000, "metric_names", f"{len(names)} names")
+        _check(all(0 < len(name) <= 200 and name.isprintable() for name in names), "metric_names", "no plain words")
+        _check(all(map(math.isfinite, values)), "metric_values", "they are not finite")
+
+
+@dataclass(frozen=True)
 class Refusal:
     """A node's answer if it cannot do what it was asked.
 
@@ -170,21 +225,22 @@ class Refusal:
         reason: Why, in words, for the server's log.
         held: Version of the model that the node holds; 0: none, so that it gets the whole model next time.
         ticket: That of what was asked.
+        lasting: Whether it would refuse a ``Trial`` again, so that it is asked for no other in this run.
     """
 
     reason: str
     held: int
     ticket: str = ""
+    lasting: bool = False
     version: int = VERSION
 
     def __post_init__(self) -> None:
         _check(0 <= self.held < 2**32, "held", self.held)
 
 
-def write(record: Greeting | Introduction | Task | Work | Refusal) -> RecordDict:
+def write(record: Greeting | Introduction | Task | Work | Trial | Score | Refusal) -> RecordDict:
     """Return a message's content with one record."""
-    values: dict[str, Any] = {one.name: getattr(record, one.name) for one in fields(record)}
-    return RecordDict({KEY: ConfigRecord({"kind": type(record).__name__, **values})})
+    return RecordDict({KEY: ConfigRecord({"kind": type(record).__name__, **vars(record)})})
 
 
 def read(content: Any, *kinds: type) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +17,10 @@ from lightning_lbgm.clients.log import RoundLog
 from lightning_lbgm.compression.chain import Chain
 from lightning_lbgm.compression.context import Context, Decision, State
 from lightning_lbgm.data.rounds import Round
+from lightning_lbgm.flower.answers import Answers
 from lightning_lbgm.flower.logged import unpack
 from lightning_lbgm.flower.nodes import Nodes
-from lightning_lbgm.flower.records import RecordError, Refusal, Task, Work, read
+from lightning_lbgm.flower.records import Refusal, Task, Work
 from lightning_lbgm.flower.remote_ends import RemoteChannel, RemoteDownlink, RemoteWholeModel
 from lightning_lbgm.payloads.codec import Writer
 from lightning_lbgm.payloads.states import write_state
@@ -29,12 +29,8 @@ from lightning_lbgm.simulation.federation import Federation
 
 __all__ = ["Exchange", "RemoteTrainer", "Terms"]
 
-log = logging.getLogger("flwr")  # whose lines Flower shows
-
 Exchange = Callable[[int, "dict[int, Task]"], "list[FlowerMessage]"]
 """Sends a round's tasks, by client, and returns the replies that came in time."""
-
-_LONGEST_REASON = 500
 
 
 @dataclass
@@ -86,7 +82,6 @@ class RemoteTrainer:
         self._federation, self._module, self._nodes = federation, module, nodes
         self._exchange, self._terms = exchange, terms
         self._zeros = torch.zeros(0)
-        self._tickets: dict[int, str] = {}
 
     def run(self, round_: Round, start: RoundStart) -> Iterator[ClientUpdate]:
         """Yield the clients' updates."""
@@ -94,11 +89,12 @@ class RemoteTrainer:
         self._zeros = torch.zeros_like(start.params)
         shared = _shared_bytes(federation.uplink, federation.shared)
         tasks = {client_id: self._task(client_id, round_.index, start.seed, shared) for client_id in round_.cohort}
-        self._tickets = {client_id: task.ticket for client_id, task in tasks.items()}
-        replies = self._by_client(round_, self._exchange(round_.index, tasks))
+        tickets = {client_id: task.ticket for client_id, task in tasks.items()}
+        answers = Answers(f"Round {round_.index}", round_.index, tickets, self._nodes, self._terms.refusals)
+        answers.sort(self._exchange(round_.index, tasks))
         logged = []
         for client_id in round_.cohort:
-            update, entries = self._take(client_id, round_.index, replies.get(client_id))
+            update, entries = self._take(client_id, round_.index, answers)
             yield update
             logged.append(entries)
         # Nothing else was logged in this round, so that this is the whole of it.
@@ -124,29 +120,12 @@ class RemoteTrainer:
             ticket=secrets.token_hex(8),
         )
 
-    def _by_client(self, round_: Round, replies: Sequence[FlowerMessage]) -> dict[int, FlowerMessage]:
-        """Return one reply for each client that was asked; refuse others."""
-        clients = {self._nodes[client_id].node_id: client_id for client_id in round_.cohort}
-        found: dict[int, FlowerMessage] = {}
-        for reply in replies:
-            node_id = reply.metadata.src_node_id
-            client_id = clients.get(node_id)
-            if client_id is None:
-                log.warning("Round %s: node %s was not asked and is not heard.", round_.index, node_id)
-            elif client_id in found:
-                self._refuse(client_id, round_.index, "it answered more than once; the first answer counts")
-            else:
-                found[client_id] = reply
-        return found
-
-    def _take(
-        self, client_id: int, round_index: int, reply: FlowerMessage | None
-    ) -> tuple[ClientUpdate, list[dict[str, Any]]]:
+    def _take(self, client_id: int, round_index: int, answers: Answers) -> tuple[ClientUpdate, list[dict[str, Any]]]:
         """Return a client's update, and what it logged; zeros and nothing if there is none that can be taken."""
         federation, channel = self._federation, self._federation.channel
         assert isinstance(channel, RemoteChannel)
         try:
-            work = self._read(client_id, round_index, reply)
+            work = self._read(client_id, answers)
             context = Context(round_index, federation.shared, federation.seed, (client_id,))
             state = federation.clients.get(client_id, {}).get("uplink")
             decision = _decision(work)
@@ -155,46 +134,28 @@ class RemoteTrainer:
                 channel.drop(client_id)
                 raise MessageError("A buffer is not finite.")
         except MessageError as error:
-            self._refuse(client_id, round_index, str(error))
-            return ClientUpdate(client_id, LocalResult(), self._zeros, {}), []
+            reason = answers.refuse(client_id, str(error))
+            return ClientUpdate(client_id, LocalResult(), self._zeros, {}, missing=reason), []
         loss = torch.tensor(work.loss * work.examples, device=federation.flat.device)
         metrics = dict(zip(work.metric_names, work.metric_values))
         local = LocalResult(work.local_steps, work.examples, loss if math.isfinite(work.loss) else None, metrics)
         update = received.dense().to(federation.flat.dtype)
         return ClientUpdate(client_id, local, update, received.buffers), unpack(work.logged)
 
-    def _read(self, client_id: int, round_index: int, reply: FlowerMessage | None) -> Work:
-        """Read a reply, and note what the node says that it holds.
+    def _read(self, client_id: int, answers: Answers) -> Work:
+        """Read an answer, and note what the node says that it holds.
 
         Raises:
             MessageError: If there is none, or it has no update of this client and round.
         """
         node = self._nodes[client_id]
-        if reply is None or reply.has_error():
-            node.held = 0  # it may hold this round's model or not: it gets the whole one
-            raise MessageError("No answer came." if reply is None else f"It failed: {reply.error.reason}")
-        try:
-            answer: Work | Refusal = read(reply.content, Work, Refusal)
-        except RecordError as error:
-            node.held = 0
-            raise MessageError(str(error)) from error
-        if answer.ticket != self._tickets[client_id]:
-            node.held = 0
-            raise MessageError(
-                "The answer has another ticket than the task: it is of an earlier one, or of another node."
-            )
+        node.held = 0  # without an answer it may hold this round's model or not: it gets the whole one
+        answer: Work | Refusal = answers.read(client_id, Work)
         node.held = answer.held
         if isinstance(answer, Refusal):
             raise MessageError(answer.reason)
-        if (answer.client_id, answer.round_index) != (client_id, round_index):
-            raise MessageError(f"The answer is of client {answer.client_id} and round {answer.round_index}.")
+        answers.check(client_id, answer)
         return answer
-
-    def _refuse(self, client_id: int, round_index: int, reason: str) -> None:
-        """Count a reply that is not taken, and name it in the log."""
-        self._terms.refusals[client_id] = self._terms.refusals.get(client_id, 0) + 1
-        node_id, short = self._nodes[client_id].node_id, " ".join(reason.split())[:_LONGEST_REASON]
-        log.warning("Round %s: client %s (node %s) is left out: %s", round_index, client_id, node_id, short)
 
 
 def _decision(work: Work) -> Decision | None:

@@ -27,6 +27,7 @@ class Recorder(pl.Callback):
     def __init__(self, evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None) -> None:
         self.result = Result()
         self._of_rounds: set[str] | None = None  # names of what is logged in rounds, not in validation
+        self._of_nodes: set[str] = set()  # of what nodes' scores come to
         self._evaluate = evaluate_fn
 
     @override
@@ -38,15 +39,21 @@ class Recorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self._of_rounds is None:  # no validation was yet
             self._of_rounds = set(trainer.callback_metrics)
-        found = _metrics(trainer, self._of_rounds.__contains__)
+        wanted = self._of_rounds - self._of_nodes
+        found = _metrics(trainer, wanted.__contains__)
         self.result.train_metrics_clientapp[trainer.global_step] = found
         self._evaluated(trainer.global_step, pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        of_rounds = self._of_rounds or set()
-        found = _metrics(trainer, lambda name: name not in of_rounds)
+        others = (self._of_rounds or set()) | self._of_nodes
+        found = _metrics(trainer, lambda name: name not in others)
         self.result.evaluate_metrics_serverapp[trainer.global_step] = found
+
+    def evaluated_on_nodes(self, server_round: int, metrics: dict[str, float]) -> None:
+        """Take what nodes' scores of a round's model come to."""
+        self._of_nodes |= metrics.keys()
+        self.result.evaluate_metrics_clientapp[server_round] = MetricRecord(dict(metrics))
 
     def _evaluated(self, server_round: int, module: pl.LightningModule) -> None:
         if self._evaluate is None:

@@ -136,7 +136,7 @@ class ServerStrategy(EngineStrategy):
         super().__init__(session)
         self._gather, self._state = gather, state
         self._agreed = ""
-        self.execution = _RemoteExecution(session.nodes, exchange, self._terms)
+        self.execution = _RemoteExecution(session.nodes, exchange, self.terms)
 
     @override
     def process_dataloader(self, dataloader: object) -> object:
@@ -184,7 +184,8 @@ class ServerStrategy(EngineStrategy):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "partitioner": "a node for each client"}
 
-    def _terms(self) -> Terms:
+    def terms(self) -> Terms:
+        """Return what all that is asked of nodes has in common."""
         settings = self.session.settings
         return Terms(
             federation=self._state.federation,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +26,14 @@ from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.participation import Participation
 from lightning_lbgm.data.samplers import Sampler
+from lightning_lbgm.flower.evaluation import NodeEvaluation
+from lightning_lbgm.flower.fractions import check_nodes, num_nodes
 from lightning_lbgm.flower.nodes import Nodes
 from lightning_lbgm.flower.reception import Reception
-from lightning_lbgm.flower.records import Greeting, Task, write
-from lightning_lbgm.flower.result import Recorder, without_training
+from lightning_lbgm.flower.records import Greeting, Task, Trial, write
+from lightning_lbgm.flower.result import Recorder
 from lightning_lbgm.flower.server import SavedState, ServerSession, ServerStrategy
+from lightning_lbgm.flower.server_fit import fit
 from lightning_lbgm.protocol.broadcast import as_downlink
 from lightning_lbgm.server.aggregation import Aggregator
 from lightning_lbgm.server.presets import ServerPreset
@@ -70,6 +73,10 @@ class LBGMStrategy(Strategy):
         fraction_train: Share of the nodes that are there to train in a round, as in Flower's ``FedAvg``.
         min_train_nodes: Nodes to train in a round at the least, if so many are there.
         min_available_nodes: Nodes that must be there for a round to begin; the server waits for them.
+        fraction_evaluate: Share of the nodes that are there to evaluate the global model after a round, each on its
+            own validation data. 0: none; Flower's ``FedAvg`` has 1.0. Here it is what you ask for, because each of
+            them gets the whole model, of which a downlink with stages would have saved most.
+        min_evaluate_nodes: Nodes to evaluate at the least, if so many are there and ``fraction_evaluate`` is not 0.
         state_dir: Folder for the server's state, written after each round. If there is one, ``start`` goes on from it.
             None: the server keeps its state in memory.
         trainer: Arguments of Lightning's ``Trainer``: ``logger``, ``callbacks``, ``accelerator`` and others.
@@ -111,12 +118,22 @@ class LBGMStrategy(Strategy):
         fraction_train: float = 1.0,
         min_train_nodes: int = 2,
         min_available_nodes: int = 2,
+        fraction_evaluate: float = 0.0,
+        min_evaluate_nodes: int = 2,
         state_dir: str | Path | None = None,
         trainer: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(module, pl.LightningModule):
             raise TypeError(f"`module` must be a LightningModule; got {type(module).__name__}.")
-        _check_nodes(num_clients, fraction_train, min_train_nodes, min_available_nodes)
+        check_nodes(
+            num_clients,
+            {"fraction_train": fraction_train, "fraction_evaluate": fraction_evaluate},
+            {
+                "min_train_nodes": min_train_nodes,
+                "min_evaluate_nodes": min_evaluate_nodes,
+                "min_available_nodes": min_available_nodes,
+            },
+        )
         self.module, self.datamodule = module, datamodule
         self.settings = Settings(
             num_clients=num_clients,
@@ -141,12 +158,13 @@ class LBGMStrategy(Strategy):
             participation=Participation(sampler),
         )
         self.fraction_train, self.min_train_nodes = fraction_train, min_train_nodes
+        self.fraction_evaluate, self.min_evaluate_nodes = fraction_evaluate, min_evaluate_nodes
         self.min_available_nodes = min_available_nodes
         self.refusals: dict[int, int] = {}
         self._nodes = Nodes(num_clients)
         self._path = None if state_dir is None else Path(state_dir) / "server.ckpt"
         self._arguments = dict(trainer or {})
-        self._tasks: dict[int, Task] = {}
+        self._asked: Mapping[int, Task | Trial] = {}
         self._replies: list[Message] = []
 
     @override
@@ -167,10 +185,7 @@ class LBGMStrategy(Strategy):
             config: Not used: what nodes are told of a round is a ``Task``.
             grid: Flower's.
         """
-        return [
-            Message(write(task), self._nodes[k].node_id, MessageType.TRAIN, group_id=str(server_round))
-            for k, task in self._tasks.items()
-        ]
+        return self._messages(MessageType.TRAIN, server_round)
 
     @override
     def aggregate_train(
@@ -184,12 +199,13 @@ class LBGMStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return nothing: the global model is validated at the server."""
-        return []
+        """Return the messages of an evaluation on nodes, which ``start`` has chosen."""
+        return self._messages(MessageType.EVALUATE, server_round)
 
     @override
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return nothing."""
+        """Take the replies of an evaluation, of which ``start`` makes metrics."""
+        self._replies = list(replies)
         return None
 
     @override
@@ -236,55 +252,35 @@ class LBGMStrategy(Strategy):
             there = reception.wait(greeting)
             return there, self._num_wanted(len(there))
 
-        def exchange(round_index: int, tasks: dict[int, Task]) -> list[Message]:
-            self._tasks, self._replies = tasks, []
-            messages = self.configure_train(round_index + 1, ArrayRecord(), ConfigRecord(), grid)
-            self.aggregate_train(round_index + 1, grid.send_and_receive(messages, timeout=timeout))
-            self._tasks = {}
+        def exchange(configure: Any, aggregate: Any, round_index: int, asked: Mapping[int, Any]) -> list[Message]:
+            self._asked, self._replies = asked, []
+            messages = configure(round_index + 1, ArrayRecord(), ConfigRecord(), grid)
+            aggregate(round_index + 1, grid.send_and_receive(messages, timeout=timeout))
+            self._asked = {}
             return self._replies
 
         record = Recorder(evaluate_fn)
-        strategy = ServerStrategy(session, gather, exchange, state)
-        self._fit(strategy, [record, state], num_rounds, path)
+        strategy = ServerStrategy(session, gather, partial(exchange, self.configure_train, self.aggregate_train), state)
+        first: list[pl.Callback] = []
+        if self.fraction_evaluate:
+            trials = partial(exchange, self.configure_evaluate, self.aggregate_evaluate)
+            wanted = partial(num_nodes, fraction=self.fraction_evaluate, least=self.min_evaluate_nodes)
+            first = [NodeEvaluation(self._nodes, reception.look, wanted, trials, record.evaluated_on_nodes)]
+        fit(strategy, self.module, self.datamodule, self._arguments, num_rounds, path, first, [record, state])
         record.result.arrays = ArrayRecord(self.module.state_dict())
         return record.result
+
+    def _messages(self, kind: str, server_round: int) -> list[Message]:
+        return [
+            Message(write(asked), self._nodes[k].node_id, kind, group_id=str(server_round))
+            for k, asked in self._asked.items()
+        ]
 
     def _num_wanted(self, num_there: int) -> int:
         """Return how many nodes are to train in a round."""
         settings = self.settings
         if settings.clients_per_round is None:
-            return max(int(num_there * self.fraction_train), self.min_train_nodes)
+            return num_nodes(num_there, self.fraction_train, self.min_train_nodes)
         size = resolve_cohort_size(settings.num_clients, settings.clients_per_round)
         assert size is not None
         return size
-
-    def _fit(self, strategy: ServerStrategy, ours: list[pl.Callback], num_rounds: int, path: Path | None) -> None:
-        silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        quiet: dict[str, Any] = dict.fromkeys(silent, False)
-        epochs = math.ceil(num_rounds / self.settings.rounds_per_epoch)
-        fixed: dict[str, Any] = {
-            "strategy": strategy,
-            "max_epochs": epochs,
-            "max_steps": num_rounds,
-            "num_sanity_val_steps": 0,
-        }
-        taken = sorted(fixed.keys() & self._arguments.keys())
-        if taken:
-            raise ValueError(f"`trainer` must not have {taken}: rounds are counted by `start(num_rounds=...)`.")
-        given = self._arguments.get("callbacks") or []
-        callbacks = [*([given] if isinstance(given, pl.Callback) else given), *ours]
-        trainer = pl.Trainer(**{**quiet, "devices": 1, **self._arguments, **fixed, "callbacks": callbacks})
-        trainer.fit(self.module, datamodule=without_training(self.datamodule), ckpt_path=path)
-
-
-def _check_nodes(num_clients: int, fraction: float, min_train: int, min_available: int) -> None:
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-        raise ValueError(f"`fraction_train` must be in (0, 1]; got {fraction!r}.")
-    for name, value in (("min_train_nodes", min_train), ("min_available_nodes", min_available)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
-    if min_available > num_clients:
-        raise ValueError(
-            f"`min_available_nodes={min_available}` is more than `num_clients={num_clients}`, so that no round would"
-            " ever begin: raise `num_clients`."
-        )

@@ -32,6 +32,7 @@ class ClientReport:
         dropped: Whether it was chosen and dropped out, or came too late: it was not trained here.
         squared_error: ``|g_k - g~_k|^2``, with what the server decoded; NaN if it was not measured, or rejected.
         metrics: Further numbers by name, of the client's trainer, the stages and callbacks, which may add to it.
+        missing: Why it was rejected, in words, if its update did not reach the server; else empty.
     """
 
     client_id: int
@@ -49,6 +50,7 @@ class ClientReport:
     squared_error: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
     dropped: bool = False
+    missing: str = ""
 
     @property
     def outcome(self) -> str:
@@ -148,7 +150,7 @@ class RoundReport:
 
     @property
     def num_rejected(self) -> int:
-        """Clients left out because their update was not finite."""
+        """Clients left out because their update was not finite, or did not reach the server."""
         return sum(client.rejected for client in self.clients)
 
     @property

@@ -95,6 +95,7 @@ def client_report(
         rejected=received is None,
         squared_error=squared_error,
         metrics={**local.metrics, **(decision.metrics if decision is not None else {})},
+        missing=result.missing,
     )
 
 

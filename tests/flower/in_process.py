@@ -170,7 +170,7 @@ TRAIN, VAL = dataset(), dataset(200, seed=1)
 BOTH = ("uplink", "downlink", "buffers", "personal")
 
 
-def simulate(folder, rounds=4, net=make_net, num_clients=3, **settings):
+def simulate(folder, rounds=4, net=make_net, num_clients=3, callbacks=(), **settings):
     """The federation as it is simulated: model, what was seen, and the ledger."""
     module, seen = net(), Seen()
     strategy = LBGMFederated(
@@ -181,7 +181,7 @@ def simulate(folder, rounds=4, net=make_net, num_clients=3, **settings):
         max_epochs=rounds,
         accelerator="cpu",
         num_sanity_val_steps=0,
-        callbacks=[seen],
+        callbacks=[*callbacks, seen],
         default_root_dir=folder,
         **QUIET,
     )
@@ -189,13 +189,13 @@ def simulate(folder, rounds=4, net=make_net, num_clients=3, **settings):
     return module, seen, strategy.ledger
 
 
-def make_apps(net=make_net, num_clients=3, state_dir=None, objective=None, trainer=None, **settings):
+def make_apps(net=make_net, num_clients=3, state_dir=None, objective=None, trainer=None, val=None, **settings):
     """The nodes' apps, by Flower's number."""
     options = {name: value for name, value in settings.items() if name in BOTH}
     return {
         100 + k: federated_client_app(
             net(),
-            Data(subset(TRAIN, part)),
+            Data(subset(TRAIN, part), val and val[k]),
             state_dir=state_dir,
             objective=objective,
             trainer={"accelerator": "cpu", **(trainer or {})},

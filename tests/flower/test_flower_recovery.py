@@ -45,7 +45,8 @@ def test_a_reply_that_is_lost_costs_the_node_one_full_send(tmp_path):
         return [reply]
 
     grid = MemoryGrid(make_apps(**PLAIN), tamper=tamper)
-    _, seen, strategy, _ = serve(tmp_path, grid, rounds=4, **PLAIN)
+    with pytest.warns(UserWarning, match="Round 1: the update of client 1 is missing. No answer came. `fl/rejected"):
+        _, seen, strategy, _ = serve(tmp_path, grid, rounds=4, **PLAIN)
     full, short = "refreshed", "recycled"
     # What was lost was a coefficient: both ends remember the same after it, and no full send is needed.
     assert outcomes(seen) == [[full] * 3, [short, "rejected", short], [short] * 3, [short] * 3]

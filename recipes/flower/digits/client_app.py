@@ -21,3 +21,4 @@ def answer(message: Message, context: Context) -> Message:
 CPU = {"accelerator": "cpu"}
 app.train()(answer)
 app.query()(answer)
+app.evaluate()(answer)

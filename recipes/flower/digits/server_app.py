@@ -36,6 +36,7 @@ def main(grid: Grid, context: Context) -> None:
         local_steps=int(config["local-steps"]),
         seed=int(config["seed"]),
         min_available_nodes=int(config["min-nodes"]),
+        fraction_evaluate=float(config["fraction-evaluate"]),
         state_dir=str(config["state-dir"]) or None,
         trainer=trainer,
     )

@@ -50,10 +50,11 @@ def test_it_writes_what_it_found(tmp_path):
     assert f"tests: {results['tests']['passed']} passed, 0 failed" in done.stdout
 
 
-def test_a_run_that_fails_is_told_and_ends_with_1(tmp_path):
-    done = run("--tests", "tests/none", "--no-benchmarks", "--output", str(tmp_path / "g.json"), LBGM_TEST_DEVICE="cpu")
-    assert done.returncode == 1
-    assert "pytest ended with 4" in done.stdout
+def test_a_run_that_fails_is_told_and_ends_with_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LBGM_TEST_DEVICE", "cpu")
+    output = tmp_path / "g.json"
+    assert gpu.main(["--tests", "tests/none", "--no-benchmarks", "--output", str(output)]) == 1
+    assert "pytest ended with 4" in capsys.readouterr().out
 
 
 def test_what_a_junit_file_says(tmp_path):

@@ -39,10 +39,12 @@ def pytest_pyfunc_call(pyfuncitem) -> None:
 # Scripts that tests start as processes of their own.
 collect_ignore = [
     "engine_script.py",
+    "forked.py",
     "objective_script.py",
     "personal_script.py",
     "processes_death.py",
     "processes_script.py",
+    "torchrun_script.py",
     "twin_script.py",
     "two_devices_script.py",
 ]

@@ -1,33 +1,51 @@
-"""One worker of an engine that has made two, for test_engines.py: ``python engine_script.py HOW RANK PORT FOLDER``.
+"""Workers of an engine that has made two, for test_engines.py: ``python engine_script.py FOLDER HOW ...``.
 
-HOW names, joined by ``+``, what is so: ``group``, the engine has made torch's process group, and a first Trainer is not
-told of the engine; ``twin``, the Trainer is that of ``pytorch_lightning``; ``raises``, rank 1 fails in its third round.
-``devices`` is no engine, but ``Trainer(devices=2)``. Rank r writes ``FOLDER/rank{r}.pt``.
+Each HOW names, joined by ``+``, what is so: ``group``, the engine has made torch's process group, and a first Trainer
+is not told of the engine; ``twin``, the Trainer is that of ``pytorch_lightning``; ``raises``, rank 1 fails in its third
+round. ``devices`` is no engine, but ``Trainer(devices=2)``, which starts rank 1: ``python engine_script.py FOLDER
+devices``. All are so at once. Rank r writes ``FOLDER/HOW/rank{r}.pt``; exit codes are in ``FOLDER/codes.json``.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
+import conftest
 import lightning.pytorch as pl
 import torch
+from forked import one_process_each
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import distributed
 from torch.utils.data import DataLoader
 
 from lightning_lbgm import LBGMFederated, LookBack
 
-HOW, RANK, PORT, FOLDER = sys.argv[1].split("+"), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+
+def this_process() -> tuple[str, int, int, Path]:
+    """Return what is so for this process, its rank, the port and the folder; and make the others."""
+    root, cases = Path(sys.argv[1]), sys.argv[2:]
+    if "LOCAL_RANK" in os.environ:
+        return "devices", 1, 0, root / "devices"
+    ports = {how: find_free_network_port() for how in cases}
+    for how in cases:
+        (root / how).mkdir()
+    ranks = [(how, rank) for how in cases for rank in range(1 if how == "devices" else 2)]
+    how, rank = one_process_each(ranks, root / "codes.json")
+    sys.argv[2:] = [how]  # with which Lightning starts the other one
+    return how, rank, ports[how], root / how
+
+
+NAME, RANK, PORT, FOLDER = this_process()
+HOW = NAME.split("+")
 
 if "twin" in HOW:
     import pytorch_lightning as pl  # type: ignore[no-redef]
     from pytorch_lightning.loggers import CSVLogger
     from pytorch_lightning.plugins.environments import LightningEnvironment
-else:
-    from lightning.pytorch.loggers import CSVLogger
-    from lightning.pytorch.plugins.environments import LightningEnvironment
-
-import conftest  # noqa: E402
 
 
 class Engine(LightningEnvironment):

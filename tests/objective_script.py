@@ -65,6 +65,7 @@ def main(devices: int, folder: Path) -> None:
         results = {"params": flat_params(module), "server": federation.objective.state, "clients": kept}
         shared[repr(objective)] = {**results, "ledger": strategy.ledger.state_dict()}
     results = {"params": flat_params(first), "states": states, "homes": homes.seen, "shared": shared}
+    results["rank"] = (trainer.global_rank, trainer.world_size, trainer.is_global_zero)
     torch.save(results, folder / f"rank{rank}.pt")
     trainer.strategy.barrier()
 

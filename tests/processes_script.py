@@ -1,4 +1,4 @@
-"""Several fits in one launch, for test_processes.py: ``python processes_script.py DEVICES FOLDER [CHECKPOINT]``.
+"""Several fits in one launch, for test_world.py: ``python processes_script.py DEVICES FOLDER [CHECKPOINT]``.
 
 Rank r writes ``FOLDER/rank{r}.pt``: for each fit what came of it on that rank.
 """
@@ -156,6 +156,12 @@ def noisy_strategy(folder: Path) -> LBGMFederated:
     )
 
 
+def resume(devices: int, folder: Path, source: Path) -> dict:
+    results = run(folder, devices, NoisyModule(), noisy_strategy(folder), max_epochs=8, ckpt_path=source)
+    results.pop("trainer")
+    return results
+
+
 def main(devices: int, folder: Path, source: Path | None = None) -> None:
     results = {}
     rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -178,10 +184,8 @@ def main(devices: int, folder: Path, source: Path | None = None) -> None:
     results["predicted"] = sum(sizes)
     results["tested"] = trainer.validate(module, DataLoader(make_data(40, seed=1), batch_size=10), verbose=False)[0]
 
-    resumed = NoisyModule()
     if source is not None:
-        results["resumed"] = run(folder, devices, resumed, noisy_strategy(folder), max_epochs=8, ckpt_path=source)
-        results["resumed"].pop("trainer")
+        results["resumed"] = resume(devices, folder, source)
 
     # A steered threshold and DIANA, more ranks than clients in a round, and early stopping that all agree on.
     torch.manual_seed(3)

@@ -1,5 +1,6 @@
 """The command behind ``make gpu``: without an accelerator it says so; with one it tests, and writes what it found."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -50,10 +51,11 @@ def test_it_writes_what_it_found(tmp_path):
     assert f"tests: {results['tests']['passed']} passed, 0 failed" in done.stdout
 
 
-def test_a_run_that_fails_is_told_and_ends_with_1(tmp_path):
-    done = run("--tests", "tests/none", "--no-benchmarks", "--output", str(tmp_path / "g.json"), LBGM_TEST_DEVICE="cpu")
-    assert done.returncode == 1
-    assert "pytest ended with 4" in done.stdout
+def test_a_run_that_fails_is_told_and_ends_with_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LBGM_TEST_DEVICE", "cpu")
+    output = tmp_path / "g.json"
+    assert gpu.main(["--tests", "tests/none", "--no-benchmarks", "--output", str(output)]) == 1
+    assert "pytest ended with 4" in capsys.readouterr().out
 
 
 def test_what_a_junit_file_says(tmp_path):
@@ -67,8 +69,11 @@ def test_what_a_junit_file_says(tmp_path):
     assert "2 passed, 1 failed, 1 skipped\n  failed: test_stages::two: assert 1 == 2" in told
 
 
-def test_benchmarks_on_a_device_do_not_touch_the_page():
-    command = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--only", "scaling"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True)
-    assert done.returncode == 2
-    assert b"measures round and execution alone" in done.stderr
+def test_benchmarks_on_a_device_do_not_touch_the_page(monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what the import sets is put back
+    command = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--device", "cuda", "--only", "scaling"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert "measures round and execution alone" in capsys.readouterr().err

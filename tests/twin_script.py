@@ -126,8 +126,8 @@ def main(folder: Path) -> None:
     results = {}
     for letters in itertools.product("LT", repeat=4):
         name = "".join(letters)
-        if sys.argv[1] == "twin" and name[2:] not in ("LL", "TT"):
-            continue  # the other order has them
+        if sys.argv[1] == "twin" and name not in ("LLTT", "LTLL", "TLLL", "TTTT"):
+            continue  # the other order has them; here, each pair of a Trainer's, a module's and a callback's package
         results[name] = run(*(PACKAGES[letter] for letter in letters), folder / name)
     torch.save(results, folder / "results.pt")
 

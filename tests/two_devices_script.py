@@ -1,4 +1,6 @@
-"""Fits on several devices, for test_device_processes.py: ``python two_devices_script.py ACCELERATOR DEVICES FOLDER``.
+"""Fits on several devices, for test_device_processes.py and test_world.py.
+
+Started as ``python two_devices_script.py ACCELERATOR DEVICES FOLDER``, or as a part of torchrun_script.py.
 
 Rank 0 writes ``FOLDER/results{DEVICES}.pt``: for each fit the parameters, the ledger and the losses of the rounds.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import Recorder, TinyModule, build_trainer, flat_params, make_data
 from torch import nn
@@ -56,6 +59,19 @@ def main(accelerator: str, devices: int, folder: Path) -> None:
     if trainer.is_global_zero:
         torch.save(results, folder / f"results{devices}.pt")
     trainer.strategy.barrier()
+
+
+def assert_as_one(one: dict, two: dict, backend: str) -> None:
+    """Two devices have trained what one does, up to rounding."""
+    assert one.keys() == two.keys() == FITS.keys()
+    for name, expected in one.items():
+        found = two[name]
+        assert found["backend"] == backend
+        assert (expected["world_size"], found["world_size"]) == (1, 2)
+        assert 0 < found["own_clients"] < expected["own_clients"]
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-2)
+        torch.testing.assert_close(found["params"], expected["params"], rtol=1e-2, atol=1e-3)
+        assert found["ledger"] == expected["ledger"]
 
 
 if __name__ == "__main__":

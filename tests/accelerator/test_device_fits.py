@@ -129,9 +129,8 @@ def test_a_fit_over_the_wire_is_that_of_the_shared_channel(device, tmp_path, nam
 
     def make(flat, uplink, server, buffers, *rest, **settings):
         sent = {name: buffer for name, buffer in buffers.module.named_buffers() if buffer.is_floating_point()}
-        return Federation(
-            flat, uplink, server, buffers, *rest, **settings, channel=WireChannel(uplink, flat.layout, sent)
-        )
+        settings["channel"] = WireChannel(uplink, flat.layout, sent)
+        return Federation(flat, uplink, server, buffers, *rest, **settings)
 
     monkeypatch.setattr(session, "Federation", make)
     _, wire_params, _, wire_ledger = fit(device, tmp_path, UPLINKS[name])

@@ -1,4 +1,4 @@
-"""Two devices, a process each: the fits of one device up to rounding, over NCCL on GPUs and Gloo on the CPU."""
+"""Two devices, a process each: the fits of one device up to rounding, over NCCL on GPUs (test_world.py: the CPU)."""
 
 import os
 import subprocess
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_devices_script
 from devices import ACCELERATOR, ON_GPU
 
 TESTS = Path(__file__).parent.parent
+ON_CPU = ACCELERATOR is not None and ACCELERATOR.type == "cpu"  # what `make gpu` does is tried
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 ON_TWO = [*ON_GPU, *([TWO_GPUS] if ACCELERATOR is None or ACCELERATOR.type == "cuda" else [])]
 
@@ -24,18 +26,7 @@ def launch(accelerator, devices, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "accelerator",
-    ["cpu", pytest.param("cpu" if ACCELERATOR is not None and ACCELERATOR.type == "cpu" else "gpu", marks=ON_TWO)],
-    ids=["cpu", "gpu"],
-)
+@pytest.mark.parametrize("accelerator", [pytest.param("cpu" if ON_CPU else "gpu", marks=ON_TWO, id="gpu")])
 def test_two_devices_train_what_one_does(accelerator, tmp_path):
     one, two = (launch(accelerator, devices, tmp_path) for devices in (1, 2))
-    for name, expected in one.items():
-        found = two[name]
-        assert found["backend"] == ("nccl" if accelerator == "gpu" else "gloo")
-        assert (expected["world_size"], found["world_size"]) == (1, 2)
-        assert 0 < found["own_clients"] < expected["own_clients"]
-        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-2)
-        torch.testing.assert_close(found["params"], expected["params"], rtol=1e-2, atol=1e-3)
-        assert found["ledger"] == expected["ledger"]
+    two_devices_script.assert_as_one(one, two, "nccl" if accelerator == "gpu" else "gloo")

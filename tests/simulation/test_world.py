@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import objective_script
 import personal_script
+import processes_death
 import processes_script
 import pytest
 import torch
+import two_devices_script
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning import pytorch as pl
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_zero_only
@@ -147,10 +151,11 @@ def runs(tmp_path_factory):
         processes_script.main(1, one)
         done = launch(HERE / "processes_script.py", 2, two, one / "step=4.ckpt")
         assert done.returncode == 0, done.stderr[-3000:]
-        processes_script.main(1, again, two / "step=4.ckpt")
+        pl.seed_everything(5)
+        resumed = processes_script.resume(1, again, two / "step=4.ckpt")
     load = lambda path: torch.load(path, weights_only=False)  # noqa: E731
     single = load(one / "rank0.pt")
-    single["resumed"] = load(again / "rank0.pt")["resumed"]
+    single["resumed"] = resumed
     return single, [load(two / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -264,14 +269,22 @@ def test_a_rank_knows_its_place_and_takes_one_thread(runs):
     assert first["logged"] == second["logged"] == single["logged"]
 
 
-def in_one_and_two(script, tmp_path):
-    """Run a script in one process and in two; return what each rank saved, and the states of both ranks together."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    script.main(1, one)
-    done = launch(HERE / f"{script.__name__}.py", 2, two)
+@pytest.fixture(scope="module")
+def torchrun(tmp_path_factory):
+    """Return the folder with what scripts have saved in two processes that torchrun has started."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    for script in (objective_script, personal_script, two_devices_script):
+        (folder / script.__name__).mkdir()
+    script = HERE / "torchrun_script.py"
+    done = launch("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def in_one_and_two(script, torchrun, one):
+    """Run a script in one process; return what it and each rank of two saved, and the states of both ranks together."""
+    script.main(1, one)
+    two = torchrun / script.__name__
     single, first, second = (torch.load(p, weights_only=True) for p in (one / "rank0.pt", *sorted(two.glob("*.pt"))))
     homes = [{seen.get(client) for seen in first["homes"]} - {None} for client in range(5)]
     assert {0, 1} in homes  # one had its turns on both ranks
@@ -282,8 +295,8 @@ def in_one_and_two(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_local_objectives_state_moves_with_its_client(tmp_path):
-    single, first, second, together = in_one_and_two(objective_script, tmp_path)
+def test_a_local_objectives_state_moves_with_its_client(torchrun, tmp_path):
+    single, first, second, together = in_one_and_two(objective_script, torchrun, tmp_path)
     for client, state in single["states"].items():
         assert together[client]["rounds"] == state["rounds"]
         torch.testing.assert_close(together[client]["control"], state["control"], rtol=0, atol=1e-5)
@@ -304,8 +317,8 @@ def test_a_local_objectives_state_moves_with_its_client(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The trainable parameters changed")
-def test_personal_parameters_move_with_their_client(tmp_path):
-    single, first, second, together = in_one_and_two(personal_script, tmp_path)
+def test_personal_parameters_move_with_their_client(torchrun, tmp_path):
+    single, first, second, together = in_one_and_two(personal_script, torchrun, tmp_path)
     for client, values in single["states"].items():
         assert together[client].keys() == values.keys()
         assert len(values) == 7
@@ -314,31 +327,45 @@ def test_personal_parameters_move_with_their_client(tmp_path):
         torch.testing.assert_close(rank["params"], single["params"], rtol=0, atol=1e-5)
     assert torch.equal(first["params"], second["params"])
     # The checkpoint holds all clients' values, wherever they were trained.
-    saved = torch.load(tmp_path / "two" / "last.ckpt", weights_only=True)["lightning_lbgm"]["clients"]
+    saved = torch.load(torchrun / "personal_script" / "last.ckpt", weights_only=True)["lightning_lbgm"]["clients"]
     assert sorted(saved["skeletons"]) == sorted(together)
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes_too(tmp_path):
-    done = launch(
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", HERE / "processes_script.py", 2, tmp_path
-    )
+def test_two_devices_train_what_one_does(torchrun, tmp_path):
+    two_devices_script.main("cpu", 1, tmp_path)
+    paths = (tmp_path / "results1.pt", torchrun / "two_devices_script" / "results2.pt")
+    two_devices_script.assert_as_one(*(torch.load(path, weights_only=True) for path in paths), "gloo")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_too(torchrun):
+    folder = torchrun / "objective_script"
+    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first["params"], second["params"])
+    assert (first["rank"], second["rank"]) == ((0, 2, True), (1, 2, False))
+
+
+@pytest.fixture(scope="module")
+def deaths(tmp_path_factory):
+    """Return the folder with what processes have left, and their exit codes."""
+    folder = tmp_path_factory.mktemp("deaths")
+    done = launch(HERE / "processes_death.py", folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2))
-    assert torch.equal(first["noisy"]["params"], second["noisy"]["params"])
-    assert first["rank"] == (0, 2, True)
+    return folder, dict(zip(processes_death.CASES, json.loads((folder / "codes.json").read_text())))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["lives0", "lives1", "killed0", "killed1"])
-def test_where_one_rank_ends_the_other_ends_with_an_error(tmp_path, how):
-    done = launch(HERE / "processes_death.py", how, tmp_path)
-    assert done.returncode != 0
+def test_where_one_rank_ends_the_other_ends_with_an_error(deaths, how):
+    folder, codes = deaths[0] / how, deaths[1]
     dead, left = int(how[-1]), 1 - int(how[-1])
-    assert "connection to another process of the federation broke" in (tmp_path / f"rank{left}.txt").read_text()
+    assert codes[how, left] == 1
+    assert "connection to another process of the federation broke" in (folder / f"rank{left}.txt").read_text()
     if how.startswith("lives"):
-        assert "a mistake in training_step" in (tmp_path / f"rank{dead}.txt").read_text()
+        assert codes[how, dead] == 1
+        assert "a mistake in training_step" in (folder / f"rank{dead}.txt").read_text()
     # What is left is saved, without waiting for who is dead.
     if how != "killed0":
-        checkpoint = torch.load(tmp_path / "on_exception.ckpt", weights_only=True)
+        checkpoint = torch.load(folder / "on_exception.ckpt", weights_only=True)
         assert checkpoint["lightning_lbgm"]["round_index"] == 2

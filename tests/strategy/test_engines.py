@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.plugins.environments import (
     KubeflowEnvironment,
     LightningEnvironment,
@@ -24,7 +26,10 @@ from lightning_utilities.core.rank_zero import rank_zero_only as utilities_rank_
 from lightning_lbgm import LBGMFederated
 
 HERE = Path(__file__).parents[1]
+CASES = ("devices", "engine", "engine+group+twin", "engine+group+raises")
 VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+UNSET = (*VARIABLES, "OMP_NUM_THREADS", "PL_GLOBAL_SEED")
 
 
 @pytest.fixture(autouse=True)
@@ -163,25 +168,29 @@ def test_one_of_several_processes_does_not_fit_a_federation_of_its_own(fit, monk
 # Two workers
 
 
-def run_workers(how, folder):
-    env = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PL_GLOBAL_SEED")}
-    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
-    port = find_free_network_port()
-    ranks = [0] if how == "devices" else [0, 1]
-    commands = [[sys.executable, HERE / "engine_script.py", how, rank, port, folder] for rank in ranks]
-    workers = [
-        subprocess.Popen(list(map(str, command)), env=env, stderr=subprocess.PIPE, text=True) for command in commands
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=240)
-        assert worker.returncode == 0, errors[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
-
-
 @pytest.fixture(scope="module")
-def of_devices(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("devices")
-    return run_workers("devices", folder), files(folder)
+def workers(tmp_path_factory):
+    """Return the folder with what each case's workers have saved, of all cases at once."""
+    folder = tmp_path_factory.mktemp("workers")
+    env = {name: value for name, value in os.environ.items() if name not in UNSET}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
+    cases = [how for how in CASES if "twin" not in how or importlib.util.find_spec("pytorch_lightning")]
+    command = [sys.executable, HERE / "engine_script.py", folder, *cases]
+    process = subprocess.Popen(
+        list(map(str, command)), env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, errors = process.communicate(timeout=900)  # until all workers have ended, which write to it
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, errors[-3000:]
+    assert set(json.loads((folder / "codes.json").read_text())) == {0}, errors[-3000:]
+    return folder
+
+
+def load(folder):
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
 def files(folder):
@@ -190,11 +199,10 @@ def files(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["engine", "engine+group+twin"])
-def test_an_engines_two_workers_are_two_devices(of_devices, how, tmp_path):
+def test_an_engines_two_workers_are_two_devices(workers, how):
     if "twin" in how:
         pytest.importorskip("pytorch_lightning")
-    expected, expected_files = of_devices
-    got = run_workers(how, tmp_path)
+    expected, got = load(workers / "devices"), load(workers / how)
     assert [result["error"] for result in got] == [None, None]
     assert [result["place"] for result in got] == [(0, 2, True), (1, 2, False)]
     for one, two in zip(got, expected):
@@ -204,7 +212,7 @@ def test_an_engines_two_workers_are_two_devices(of_devices, how, tmp_path):
     assert torch.equal(got[0]["params"], got[1]["params"])
     assert sorted(got[0]["clients"] + got[1]["clients"]) == [0, 1, 2, 3, 4]
     assert [result["seen"] for result in got] == [4 * 21, 4 * 21]  # of 41 examples, in each of four rounds
-    assert files(tmp_path) == expected_files  # written once
+    assert files(workers / how) == files(workers / "devices")  # written once
     if "group" in how:
         assert [result["group_sum"] for result in got] == [2.0, 2.0]  # it still works
         for result in got:
@@ -212,8 +220,8 @@ def test_an_engines_two_workers_are_two_devices(of_devices, how, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_leaves_the_engines_group_alone_and_ends_both_workers(tmp_path):
-    first, second = run_workers("engine+group+raises", tmp_path)
+def test_an_error_leaves_the_engines_group_alone_and_ends_both_workers(workers):
+    first, second = load(workers / "engine+group+raises")
     assert "connection to another process of the federation broke" in first["error"]
     assert "a mistake in training_step" in second["error"]
     assert first["has_group"]

@@ -78,27 +78,6 @@ def test_the_quickstart_prints_the_readmes_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_charts_recipe_makes_the_runs_and_the_figures_of_its_page(tmp_path):
-    images = tmp_path / "images"
-    out = run_recipe("-m", "recipes.charts", "--rounds=3", f"--images={images}", cwd=tmp_path)
-    page = (ROOT / "docs" / "reading-charts.md").read_text()
-    rows = re.findall(r"^\| ([^|]+) \|", out, re.MULTILINE)
-    assert rows[:2] == ["run", "---"]
-    assert rows == re.findall(r"^\| ([^|]+) \|", page.split("## ")[0], re.MULTILINE)
-    assert {path.name for path in images.iterdir()} == set(re.findall(r"images/(charts_\w+\.png)", page))
-
-
-@pytest.mark.slow
-def test_the_gradient_space_recipe_needs_no_data(tmp_path):
-    recipe = str(ROOT / "recipes" / "gradient_space.py")
-    out = run_recipe(recipe, "--epochs=4", "--output=out", cwd=tmp_path, LBGM_DATA="")
-    assert "4 epoch gradients of 9,610 entries" in out
-    names = {f"gradient_space_{name}.png" for name in ("components", "principal", "cosines")}
-    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == names
-    assert {path.name for path in (tmp_path / "out" / "mlruns").rglob("*.png")} == names
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'")
 def test_the_ray_recipe_trains_as_two_devices_do(tmp_path):
     for folder, options in (("ray", ()), ("devices", ("--without-ray",))):
@@ -110,48 +89,3 @@ def test_the_ray_recipe_trains_as_two_devices_do(tmp_path):
     rows = [(tmp_path / folder / "clients.csv").read_text() for folder in ("ray", "devices")]
     assert rows[0] == rows[1]
     assert len(rows[0].splitlines()) == 1 + 3 * 5  # written by one worker
-
-
-def mnist_folder() -> Path | None:
-    candidates = [os.environ.get("LBGM_DATA"), ROOT.parent / "shared" / "data", ROOT / "data"]
-    folders = (Path(c) for c in candidates if c)
-    return next((f for f in folders if list((f / "MNIST" / "raw").glob("train-images-idx3-ubyte*"))), None)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(mnist_folder() is None, reason="MNIST is not there: set LBGM_DATA to a folder that holds MNIST/raw")
-def test_the_mnist_recipe_trains_on_real_data(tmp_path):
-    run_recipe(
-        "-m",
-        "recipes.mnist",
-        "fit",
-        "--config",
-        str(ROOT / "recipes" / "configs" / "mnist_lbgm.yaml"),
-        "--trainer.max_epochs=8",
-        f"--data.root={mnist_folder()}",
-        f"--data.cache={tmp_path / 'cache'}",
-        cwd=tmp_path,
-    )
-    with sqlite3.connect(tmp_path / "mlflow.db") as store:
-        metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
-    assert metrics["val/acc"] > 0.6
-    assert metrics["comm/savings"] > 0.5
-
-
-@pytest.mark.slow
-def test_the_recipe_of_clients_runs_on_the_digits(tmp_path):
-    arguments = ("--data", "", "--rounds", "2", "--clients", "5", "--every", "2", "--output", str(tmp_path))
-    out = run_recipe("-m", "recipes.clients", *arguments, cwd=ROOT)
-    rows = [line for line in out.splitlines() if line.startswith(("FedAvg", "LBGM"))]
-    assert [len(row[22:].split()) for row in rows] == [7, 7, 7]
-    assert len(list(tmp_path.glob("*/figures/clients.png"))) == 3
-
-
-@pytest.mark.slow
-def test_the_recipe_of_partitions_prints_the_table_and_draws_the_figures_of_its_page(tmp_path):
-    out = run_recipe("-m", "recipes.partitions", "--clients=6", "--images=images", cwd=tmp_path, LBGM_DATA="")
-    page = (ROOT / "docs" / "partitions.md").read_text()
-    rows = re.findall(r"^\| ([^|]+) \|", out.split("\n\n")[0], re.MULTILINE)
-    assert "\n".join(rows) in "\n".join(re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE))
-    assert len(rows) == 2 + 7
-    assert set(re.findall(r"images/(\w+\.png)", page)) <= {path.name for path in (tmp_path / "images").iterdir()}

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 from browser import chromium, free_port, needs_browser, require_browser, resize, save_screenshot, server, wait_for
 from mlflow.tracking import MlflowClient
+from running import lay_store, run_here
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, needs_browser]
 
-ROOT = Path(__file__).parents[2]
 ROUNDS = 30
 CHARTS = {
     "comm": [
@@ -68,9 +67,8 @@ def store():
 
 
 def fill_store(folder: Path) -> Path:
-    command = [str(ROOT / "recipes" / "quickstart.py"), "--rounds", str(ROUNDS), "--output", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment, timeout=600)
+    lay_store(folder)
+    run_here("quickstart", f"--rounds={ROUNDS}", f"--output={folder}")
     return folder
 
 

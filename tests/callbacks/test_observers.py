@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
+from running import lay_store
 
 from lightning_lbgm import ConvergenceMonitor, GradientSpaceCallback, LBGMCallback, LBGMFederated
 from lightning_lbgm.callbacks import mlflow_table as _mlflow_table
@@ -36,6 +38,7 @@ def make_logger(tmp_path_factory):
     """Return a function that makes a logger; all share one store. The artifacts of a broken one cannot be written."""
     root, before = tmp_path_factory.mktemp("mlflow"), mlflow.get_tracking_uri()
     (root / "file").write_text("")
+    lay_store(root)
 
     def make(name="fl", broken=False, kind=MLFlowLogger, **kwargs):
         artifacts = root / "file" / "x" if broken else root / "artifacts"
@@ -385,7 +388,7 @@ def test_mlflows_progress_bars_are_off_for_ours_alone(make_logger, tmp_path, mon
 
 
 KILLED = """
-import os, signal, sys, time
+import sys, time
 sys.path.insert(0, sys.argv[1])
 from conftest import TinyModule, fit_tiny
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -395,9 +398,8 @@ root = sys.argv[2]
 class Killed(TinyModule):
     def on_train_epoch_start(self):
         if self.current_epoch == 5:
-            time.sleep(float(sys.argv[3]))
-            os.kill(os.getpid(), signal.SIGKILL)
-logger = MLFlowLogger("fl", tracking_uri=f"sqlite:///{root}/m.db", artifact_location=f"file://{root}/a")
+            time.sleep(100)
+logger = MLFlowLogger("fl", tracking_uri=f"sqlite:///{root}/mlflow.db", artifact_location=f"file://{root}/a")
 print(logger.run_id, flush=True)
 every = ModelCheckpoint(root, filename="{epoch}", save_top_k=-1)
 settings = {"callbacks": [every], "enable_checkpointing": True, "max_epochs": 9}
@@ -406,14 +408,17 @@ fit_tiny(root, LBGMFederated(num_clients=3, seed=0), Killed(), logger=logger, **
 
 
 def test_a_killed_run_has_its_metrics_and_a_resumed_one_its_whole_table(tmp_path):
-    """Killed five seconds after the last round, which a machine five times overloaded needs to send half a second."""
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path), "5"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    run_id = result.stdout.split()[0]
-    before = mlflow.get_tracking_uri()
+    """Killed in the pause after the fifth round, in which nothing is logged, as soon as its metrics are there."""
+    uri, before = f"sqlite:///{lay_store(tmp_path)}", mlflow.get_tracking_uri()
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(tmp_path)]
     try:
-        logger = MLFlowLogger("fl", tracking_uri=f"sqlite:///{tmp_path}/m.db", run_id=run_id)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            run_id = process.stdout.readline().strip()
+            logger = MLFlowLogger("fl", tracking_uri=uri, run_id=run_id)
+            while process.poll() is None and steps(logger) != [0, 1, 2, 3, 4]:
+                time.sleep(0.2)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
         assert steps(logger) == [0, 1, 2, 3, 4]
         local = kept_folder(tmp_path, logger) / "federated" / "clients.json"
         assert pd.read_json(local, orient="split")["round"].tolist() == [t for t in range(5) for _ in range(3)]

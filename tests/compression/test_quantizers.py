@@ -63,12 +63,13 @@ def scales_of(values, bucket_size, norm=False):
 # QSGD and Ternary
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", ["max", "norm"])
 @pytest.mark.parametrize(
     ("levels", "bucket_size", "size"), [(1, 7, 20), (1, None, 30), (3, 512, 20), (7, 1, 6), (7, 5, 21), (127, 16, 33)]
 )
-def test_the_mean_of_qsgd_is_the_update(levels, bucket_size, size, scale, dtype):
+def test_the_mean_of_qsgd_is_the_update(levels, bucket_size, size, scale):
+    # Both dtypes with either scale, and with and without buckets.
+    dtype = torch.float32 if (scale == "max") == (size in (20, 33)) else torch.float64
     values = torch.tensor(np.random.default_rng(levels).normal(size=size), dtype=dtype)
     steps = scales_of(values, bucket_size, scale == "norm") / levels
     # An entry between two levels goes up with the probability of its fraction: a Bernoulli variable times the step.
@@ -93,7 +94,8 @@ def test_the_chance_of_an_entry_is_its_share_of_a_level_to_the_last_digit(levels
         decoded = encode([QSGD(levels)], values, Context(index, seed=1)).dense()
         assert float(decoded[size // 3]) == 1.0
         others = torch.cat([decoded[: size // 3], decoded[size // 3 + 1 :]])
-        assert set((others * levels).round().unique().tolist()) <= {-1.0, 0.0}
+        multiples = (others * levels).round()
+        assert bool(((multiples == -1) | (multiples == 0)).all())
         sent += int((others != 0).sum())
     number = draws * (size - 1)
     assert abs(sent - share * number) < 5 * math.sqrt(number * share * (1 - share)) + 1
@@ -106,9 +108,10 @@ def test_entries_of_ternary_are_sent_as_if_independently(share):
     size, draws = 65_536, 600
     values = torch.full((size,), share)
     values[0] = 1.0
-    sent = [encode([Ternary()], values, Context(index, seed=3)).integers.levels.numel() - 1 for index in range(draws)]
+    payloads = [encode([Ternary()], values, Context(index, seed=3)) for index in range(draws)]
+    sent = [payload.integers.levels.numel() - 1 for payload in payloads]
     assert 0.75 < np.var(sent) / (size * share * (1 - share)) < 1.35
-    apart = torch.stack([encode([Ternary()], values, Context(index, seed=3)).dense()[1:33] for index in range(draws)])
+    apart = torch.stack([payload.dense()[1:33] for payload in payloads])
     assert float(apart.mean(1).var() / (share * (1 - share) / 32)) == pytest.approx(1, abs=0.3)
 
 
@@ -336,20 +339,21 @@ def test_after_topk_only_what_is_kept_is_quantized(seed, levels, bucket_size):
     assert payload.num_bits <= plain - 10 * 32 + 8 * (framing + math.ceil(10 * width / 8)) + 32 * scales
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1e2])
-def test_qsgd_after_a_factorization_errs_alike_at_any_scale(scale):
+@pytest.mark.parametrize("stage", [ATOMO(1), PowerSGD(1)], ids=repr)
+def test_qsgd_after_a_factorization_errs_alike_at_any_scale(stage):
     rng = np.random.default_rng(0)
     values = torch.tensor(np.outer(rng.normal(size=20), rng.normal(size=16)).reshape(-1), dtype=torch.float32)
 
-    def mean_error(stage, factor):
+    def mean_error(factor):
         errors = [
             encode([stage, QSGD(31)], factor * values, Context(i, seed=0), [(20, 16)]).dense() / factor - values
             for i in range(60)
         ]
         return float(torch.stack(errors).norm(dim=1).mean() / values.norm())
 
-    for stage in (ATOMO(1), PowerSGD(1)):
-        assert mean_error(stage, scale) == pytest.approx(mean_error(stage, 1.0), rel=0.5)
+    expected = mean_error(1.0)
+    for scale in (1e-4, 1e-2, 1e2):
+        assert mean_error(scale) == pytest.approx(expected, rel=0.5)
 
 
 def test_parts_of_a_quantized_update_decode_to_its_parts():
@@ -492,9 +496,15 @@ def test_cast_names_its_format():
 # RandK
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    ("fraction", "size", "k"), [(0.1, 31, 3), (0.5, 9, 4), (0.9, 10, 9), (0.01, 7, 1), (1.0, 6, 6)]
+    ("fraction", "size", "k", "dtype"),
+    [
+        (0.1, 31, 3, torch.float32),
+        (0.5, 9, 4, torch.float64),
+        (0.9, 10, 9, torch.float32),
+        (0.01, 7, 1, torch.float64),
+        (1.0, 6, 6, torch.float32),
+    ],
 )
 def test_the_mean_of_randk_is_the_update(fraction, size, k, dtype):
     values = torch.tensor(np.random.default_rng(k).normal(size=size), dtype=dtype)

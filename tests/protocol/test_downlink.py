@@ -139,6 +139,8 @@ def test_what_clients_hold_comes_to_the_server_that_stands_still(name):
     for index in range(1, 120):
         distances.append(float((server.begin_round(params, Context(index, seed=5)) - params).norm()))
         assert distances[-1] <= distances[-2] * (1 + 1e-5) + 1e-6
+        if index > 20 and distances[-1] < 1e-3 * distances[0]:
+            break  # nothing but rounding is left
     assert distances[-1] < 0.2 * distances[0]
 
 

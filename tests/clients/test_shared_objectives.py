@@ -217,7 +217,7 @@ def test_a_lost_update_changes_neither_client_nor_server(tmp_path, monkeypatch, 
 
     def make(flat, uplink, *rest, **settings):
         channel = WireChannel(uplink, flat.layout, {}, transport)
-        return Federation(flat, uplink, *rest, **settings, channel=channel)
+        return Federation(flat, uplink, *rest, **{**settings, "channel": channel})
 
     one, params, _, _ = train(tmp_path, objective, rounds=1)
     monkeypatch.setattr(session, "Federation", make)

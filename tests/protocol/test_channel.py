@@ -40,7 +40,7 @@ def over_the_wire(monkeypatch):
         def make(flat, uplink, server, buffers, *rest, **settings):
             sent = {name: buffer for name, buffer in buffers.module.named_buffers() if buffer.is_floating_point()}
             channel = WireChannel(uplink, flat.layout, sent, transport)
-            return Federation(flat, uplink, server, buffers, *rest, **settings, channel=channel)
+            return Federation(flat, uplink, server, buffers, *rest, **{**settings, "channel": channel})
 
         monkeypatch.setattr(session, "Federation", make)
 

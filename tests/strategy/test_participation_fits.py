@@ -146,7 +146,8 @@ def test_vectorised_clients_come_to_the_same(fit, rules):
 @pytest.mark.parametrize("rules", [TURNS["dropout"], TURNS["all"]], ids=["dropout", "all"])
 def test_both_ends_stay_in_step_over_the_wire(fit, monkeypatch, rules):
     def make(flat, uplink, server, buffers, *rest, **settings):
-        return Federation(flat, uplink, server, buffers, *rest, **settings, channel=WireChannel(uplink, flat.layout))
+        settings["channel"] = WireChannel(uplink, flat.layout)
+        return Federation(flat, uplink, server, buffers, *rest, **settings)
 
     uplink = [ErrorFeedback([TopK(0.5), LookBack(0.6, rank=2)])]
     shared, wired = [], []

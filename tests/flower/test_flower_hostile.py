@@ -1,4 +1,4 @@
-"""What a hostile or broken node sends is refused, counted and named; a node that is killed comes back; a stranger stays out."""
+"""A hostile or broken node is refused, counted and named; one that is killed comes back; a stranger stays out."""
 
 from __future__ import annotations
 

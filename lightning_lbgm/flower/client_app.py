@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lightning_lbgm.clients.objectives import LocalObjective, SharedObjective
 from lightning_lbgm.clients.personal import Personal
-from lightning_lbgm.compression.chain import as_chain
-from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.flower.files import dump, parse, read_file, write_file
 from lightning_lbgm.flower.node import introduce, work
@@ -24,6 +22,7 @@ from lightning_lbgm.flower.node_session import NodeMemory, NodeSession, Unable
 from lightning_lbgm.flower.node_trial import rate
 from lightning_lbgm.flower.records import Greeting, RecordError, Refusal, Task, Trial, read, write
 from lightning_lbgm.protocol.broadcast import as_downlink
+from lightning_lbgm.protocol.channel import as_uplink
 from lightning_lbgm.strategy.settings import Settings
 
 __all__ = ["federated_client_app"]
@@ -92,7 +91,7 @@ def federated_client_app(
             f"`objective={objective!r}`: the server has a part in it, which only the simulation can do. Use"
             " `FedProx(mu=...)`, or `LBGMFederated`."
         )
-    stages = as_chain([LookBack(threshold=0.2)] if uplink is None else uplink)
+    stages = as_uplink(uplink)
     down = as_downlink([] if downlink is None else downlink)
     arguments = dict(trainer or {})
 
@@ -102,23 +101,15 @@ def federated_client_app(
         )
         return Settings(
             num_clients=client_id + 1,
-            partitioner=None,
             uplink=stages,
             downlink=as_downlink([]),
             clients_per_round=1,
             local_epochs=local_epochs or None,
             local_steps=local_steps or None,
-            server_optimizer=None,
-            weighting="examples",
             buffers=buffers,
-            rounds_per_epoch=1,
             seed=asked.seed,
             execution="sequential",
-            vectorized_chunk=None,
-            aggregation=None,
             objective=objective,
-            client_store="memory",
-            client_capacity=None,
             personal=Personal.of(personal, personal_steps, local_steps or None),
         )
 

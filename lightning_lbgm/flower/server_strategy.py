@@ -20,8 +20,6 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_lbgm.clients.personal import Personal
-from lightning_lbgm.compression.chain import as_chain
-from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.data.cohort import resolve_cohort_size
 from lightning_lbgm.data.participation import Participation
@@ -35,6 +33,7 @@ from lightning_lbgm.flower.result import Recorder
 from lightning_lbgm.flower.server import SavedState, ServerSession, ServerStrategy
 from lightning_lbgm.flower.server_fit import fit
 from lightning_lbgm.protocol.broadcast import as_downlink
+from lightning_lbgm.protocol.channel import as_uplink
 from lightning_lbgm.server.aggregation import Aggregator
 from lightning_lbgm.server.presets import ServerPreset
 from lightning_lbgm.strategy.settings import Settings
@@ -137,8 +136,7 @@ class LBGMStrategy(Strategy):
         self.module, self.datamodule = module, datamodule
         self.settings = Settings(
             num_clients=num_clients,
-            partitioner=None,
-            uplink=as_chain([LookBack(threshold=0.2)] if uplink is None else uplink),
+            uplink=as_uplink(uplink),
             downlink=as_downlink([] if downlink is None else downlink),
             clients_per_round=clients_per_round,
             local_epochs=local_epochs,
@@ -149,10 +147,7 @@ class LBGMStrategy(Strategy):
             rounds_per_epoch=rounds_per_epoch,
             seed=seed,
             execution="sequential",
-            vectorized_chunk=None,
             aggregation=aggregation,
-            objective=None,
-            client_store="memory",
             client_capacity=client_capacity,
             personal=Personal.of(personal, None, local_steps),
             participation=Participation(sampler),

@@ -7,15 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_lbgm.compression.chain import as_chain
+from lightning_lbgm.compression.chain import Chain, as_chain
 from lightning_lbgm.compression.context import Context, State
+from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.core.layout import LayoutLike
 from lightning_lbgm.payloads.base import Dense
 from lightning_lbgm.protocol.endpoints import ClientEnd, Received, Rejection, ServerEnd, forgotten, new_state
 from lightning_lbgm.protocol.message import Message, count_bits
 
-__all__ = ["Channel", "SharedChannel", "WireChannel"]
+__all__ = ["Channel", "SharedChannel", "WireChannel", "as_uplink"]
+
+
+def as_uplink(stages: Sequence[Stage] | Stage | None) -> Chain:
+    """Make the chain of an uplink; None is LBGM with the paper's threshold, 0.2.
+
+    Raises:
+        TypeError: If an element is not a stage.
+        ValueError: If the stages do not go together in this order.
+    """
+    return as_chain([LookBack(threshold=0.2)] if stages is None else stages)
 
 
 class Channel(ABC):

@@ -15,8 +15,6 @@ from typing_extensions import override
 from lightning_lbgm._compat.registration import STRATEGY_NAMES
 from lightning_lbgm.clients.objectives import LocalObjective
 from lightning_lbgm.clients.personal import Personal
-from lightning_lbgm.compression.chain import as_chain
-from lightning_lbgm.compression.methods.lookback import LookBack
 from lightning_lbgm.compression.stage import Stage
 from lightning_lbgm.data.availability import AvailabilityLike
 from lightning_lbgm.data.cohort import resolve_cohort_size
@@ -26,6 +24,7 @@ from lightning_lbgm.data.partitioners import IIDPartitioner, Partitioner
 from lightning_lbgm.data.samplers import Sampler
 from lightning_lbgm.network import NetworkClock, as_network
 from lightning_lbgm.protocol.broadcast import as_downlink
+from lightning_lbgm.protocol.channel import as_uplink
 from lightning_lbgm.reports.ledger import Ledger
 from lightning_lbgm.server.aggregation import Aggregator
 from lightning_lbgm.server.presets import ServerPreset
@@ -158,7 +157,7 @@ class LBGMFederated(RoundsStrategy):
         dropout: float | Dropout | Callable[[int, int], Dropout | float] | None = None,
         network: NetworkClock | str | None = None,
     ) -> None:
-        self.uplink = as_chain([LookBack(threshold=0.2)] if uplink is None else uplink)
+        self.uplink = as_uplink(uplink)
         self.downlink = as_downlink([] if downlink is None else downlink)
         clock = as_network(network)
         settings = Settings(

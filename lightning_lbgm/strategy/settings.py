@@ -38,24 +38,24 @@ class Settings:
     """
 
     num_clients: int | None
-    partitioner: Partitioner | None
     uplink: Chain
     downlink: Chain
-    clients_per_round: int | float | None
-    local_epochs: int | None
-    local_steps: int | None
-    server_optimizer: Callable[[Iterable[Parameter]], Optimizer] | None
-    weighting: Literal["examples", "uniform"]
-    buffers: Literal["average", "server", "client"]
-    rounds_per_epoch: int
-    seed: int | None
-    execution: Literal["sequential", "vectorized", "auto"]
-    vectorized_chunk: int | None
-    aggregation: Aggregator | None
-    objective: LocalObjective | None
-    client_store: str
-    client_capacity: int | None
-    personal: Personal | None
+    partitioner: Partitioner | None = None
+    clients_per_round: int | float | None = None
+    local_epochs: int | None = None
+    local_steps: int | None = None
+    server_optimizer: Callable[[Iterable[Parameter]], Optimizer] | None = None
+    weighting: Literal["examples", "uniform"] = "examples"
+    buffers: Literal["average", "server", "client"] = "average"
+    rounds_per_epoch: int = 1
+    seed: int | None = None
+    execution: Literal["sequential", "vectorized", "auto"] = "auto"
+    vectorized_chunk: int | None = None
+    aggregation: Aggregator | None = None
+    objective: LocalObjective | None = None
+    client_store: str = "memory"
+    client_capacity: int | None = None
+    personal: Personal | None = None
     participation: Participation = field(default_factory=Participation)
     network: NetworkClock | None = None
 

@@ -147,16 +147,19 @@ class RemoteDownlink(DownlinkServer):
         super().__init__(downlink, layout, keep_messages=True)
         self.outbox: dict[int, list[bytes]] = {}
         self._nodes = nodes
+        self._following: dict[int, list[bytes]] = {}  # the round's messages by the version that they follow
 
     def begin_round(self, params: Tensor, context: Context, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
-        self.outbox = {}
+        self.outbox, self._following = {}, {}
         return super().begin_round(params, context, buffers)
 
     def deliver(self, client_id: int) -> Delivery:
         """Make the messages that bring a client's node up to date from what it said that it holds."""
-        messages = self.messages(self._nodes[client_id].held)
-        self.outbox[client_id] = messages
+        version = self._nodes[client_id].held
+        if version not in self._following:
+            self._following[version] = self.messages(version)
+        messages = self.outbox[client_id] = self._following[version]
         delivery = super().deliver(client_id)
         bits = sum(8 * (len(data) - HEADER_BYTES) for data in messages)
-        is_whole = bool(messages) and Message.from_bytes(messages[0], self.layout).base_version == 0
+        is_whole = self._lacking(version) is None
         return Delivery(bits, delivery.dense_bits, whole=is_whole, missed=max(0, len(messages) - 1))

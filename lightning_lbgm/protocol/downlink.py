@@ -181,11 +181,7 @@ class DownlinkServer(Downlink):
         Args:
             version: ``DownlinkClient.version``, which the client tells; 0: it holds nothing.
         """
-        state = self._state
-        if version and version == state["version"]:
-            return []
-        following = [sent["number"] for sent in state["sent"] if version and sent["base"] == version]
-        missing = self._since(following[0] - 1 if following else None)
+        state, missing = self._state, self._lacking(version)
         if missing is None:
             numbers = (state["round"], state["number"], 0, state["version"])
             return [Message(BROADCAST, self._whole(), self._buffers, *numbers).to_bytes()]
@@ -253,6 +249,13 @@ class DownlinkServer(Downlink):
             return None
         missing = [sent for sent in self._state["sent"] if sent["number"] > number]
         return missing if len(missing) == self._state["number"] - number else None
+
+    def _lacking(self, version: int) -> list[dict[str, Any]] | None:
+        """Return the messages that follow a version; None if the whole model is cheaper, or the version is unknown."""
+        if version and version == self._state["version"]:
+            return []
+        following = [sent["number"] for sent in self._state["sent"] if version and sent["base"] == version]
+        return self._since(following[0] - 1 if following else None)
 
     def _message(self, sent: dict[str, Any], buffers: Mapping[str, Tensor]) -> bytes:
         payload = Payload.from_state(sent["payload"], self.layout)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -24,7 +22,7 @@ from lightning_lbgm.data.feed import ClientFeed
 from lightning_lbgm.data.participation import Turnout
 from lightning_lbgm.data.rounds import Round, RoundLoader
 from lightning_lbgm.data.sampling import read_loader
-from lightning_lbgm.flower.engine import EngineStrategy
+from lightning_lbgm.flower.engine import EngineStrategy, make_trainer, without_notes
 from lightning_lbgm.flower.logged import pack
 from lightning_lbgm.flower.node_session import Introduced, NodeSession, Unable
 from lightning_lbgm.flower.records import Introduction, Task, Work
@@ -224,28 +222,12 @@ def _fit(
         rounds: Rounds in an epoch.
     """
     strategy, epoch = NodeStrategy(session), round_index // rounds
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     ours = {"strategy": strategy, "max_epochs": epoch + 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
-    taken = sorted(ours.keys() & arguments.keys())
-    if taken:
-        raise ValueError(f"`trainer` must not have {taken}: a node's Trainer makes one round, as the server asks.")
-    with _without_notes():
-        trainer = pl.Trainer(**{**quiet, "devices": 1, **arguments, **ours})
+    with without_notes():
+        trainer = make_trainer(arguments, ours, "a node's Trainer makes one round, as the server asks.")
         start_at(trainer, round_index, epoch)
         trainer.fit(module, datamodule=data)
     return strategy
-
-
-@contextlib.contextmanager
-def _without_notes() -> Iterator[None]:
-    """Keep what Lightning says at each fit, such as the devices it found, out of a node's log: each round is a fit."""
-    notes = logging.getLogger("lightning.pytorch")
-    level = notes.level
-    notes.setLevel(max(level, logging.WARNING))
-    try:
-        yield
-    finally:
-        notes.setLevel(level)
 
 
 def _catch_up_schedules(trainer: pl.Trainer, round_index: int, rounds_per_epoch: int) -> None:

@@ -20,6 +20,7 @@ from lightning_lbgm.core.flat import FlatParameters
 from lightning_lbgm.core.rng import derive_seed, isolated_rng, seed_global_rng
 from lightning_lbgm.data.client_loaders import batch_size_of
 from lightning_lbgm.flower.agreement import agreement, digest, float_tensors
+from lightning_lbgm.flower.engine import make_trainer, without_notes
 from lightning_lbgm.flower.node_session import NodeMemory, Unable, put
 from lightning_lbgm.flower.records import Score, Trial
 from lightning_lbgm.protocol.broadcast import as_downlink
@@ -60,20 +61,16 @@ def rate(
     for hook, owner in (("validation_step", module), ("val_dataloader", data)):
         if not is_overridden_by(hook, owner):
             raise Unable(f"This node has no validation: `{type(owner).__name__}` has no `{hook}`.", lasting=True)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    given = trainer.get("callbacks") or []
     trying = _Trying(lambda model: _tried(settings, downlink, memory, model, trial))
-    ours = {
-        "callbacks": [*([given] if isinstance(given, pl.Callback) else given), trying],
-        "inference_mode": False,  # the module is trained again, and its tensors are written to here
-    }
-    lightning = pl.Trainer(**{**quiet, "devices": 1, **trainer, **ours})
-    start_at(lightning, trial.round_index + 1, trial.round_index // trial.rounds_per_epoch)
-    device = lightning.strategy.root_device
-    with isolated_rng(device):
-        # What is drawn meanwhile is a function of seed, round and client.
-        seed_global_rng(derive_seed(trial.seed, "evaluation", trial.round_index + 1, trial.client_id), device)
-        found = lightning.validate(module, datamodule=data, verbose=False)
+    with without_notes():
+        # Without inference mode, because the module is trained again, and its tensors are written to here.
+        lightning = make_trainer({**trainer, "inference_mode": False}, {}, last=[trying])
+        start_at(lightning, trial.round_index + 1, trial.round_index // trial.rounds_per_epoch)
+        device = lightning.strategy.root_device
+        with isolated_rng(device):
+            # What is drawn meanwhile is a function of seed, round and client.
+            seed_global_rng(derive_seed(trial.seed, "evaluation", trial.round_index + 1, trial.client_id), device)
+            found = lightning.validate(module, datamodule=data, verbose=False)
     if not trying.num_examples:
         raise Unable("This node has no validation data.", lasting=True)
     metrics = {name: float(value) for one in found for name, value in one.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_lbgm.flower.engine import make_trainer
 from lightning_lbgm.flower.result import without_training
 from lightning_lbgm.flower.server import ServerStrategy
 
@@ -37,18 +38,12 @@ def fit(
         first: Callbacks before those of the user.
         last: Callbacks after those of the user.
     """
-    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    quiet: dict[str, Any] = dict.fromkeys(silent, False)
     fixed: dict[str, Any] = {
         "strategy": strategy,
         "max_epochs": math.ceil(num_rounds / strategy.rounds_per_epoch),
         "max_steps": num_rounds,
         "num_sanity_val_steps": 0,
     }
-    taken = sorted(fixed.keys() & arguments.keys())
-    if taken:
-        raise ValueError(f"`trainer` must not have {taken}: rounds are counted by `start(num_rounds=...)`.")
-    given = arguments.get("callbacks") or []
-    callbacks = [*first, *([given] if isinstance(given, pl.Callback) else given), *last]
-    trainer = pl.Trainer(**{**quiet, "devices": 1, **arguments, **fixed, "callbacks": callbacks})
+    why = "rounds are counted by `start(num_rounds=...)`."
+    trainer = make_trainer(arguments, fixed, why, first=first, last=last)
     trainer.fit(module, datamodule=without_training(datamodule), ckpt_path=path)
